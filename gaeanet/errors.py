@@ -1,0 +1,48 @@
+"""What can go wrong, and the exit code each kind of failure ends the command with.
+
+    GaeanetError
+    ├── RequestError    2   the request was wrong: nothing was started, nothing was changed
+    ├── RunError        1   the run failed on the way
+    └── Stopped        75   stopped on request, with the state saved: run again with --resume
+
+Every message is one line that says what was wrong, where (key, path or object) and what to do. The command line
+prints it without a traceback; library users catch `GaeanetError`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GaeanetError(Exception):
+    """Base of all errors that gaeanet raises on purpose."""
+
+    exit_code = 1
+
+
+class RequestError(GaeanetError):
+    """What was asked for is wrong or cannot be done here; raised before any work starts."""
+
+    exit_code = 2
+
+
+class RunError(GaeanetError):
+    """A run failed after it had started."""
+
+    exit_code = 1
+
+
+class Stopped(GaeanetError):
+    """A run was stopped on request and its state is saved."""
+
+    exit_code = 75
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A sentence that names the entries of `known` most like `word`, or all of them when none is alike."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known)}"
