@@ -1,0 +1,111 @@
+"""Training and validation transforms: uint8 (3, H, W) in, uint8 (3, size, size) out.
+
+Every draw comes from torch's default generator, which the loader seeds for each sample. The order is that of the
+recipe: random resized crop, flip, AutoAugment or RandAugment, colour jitter, cutout; normalisation follows on the
+device, a whole batch at once (`normalize`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torchvision.transforms.v2 as transforms
+import torchvision.transforms.v2.functional as TF
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gaeanet.config import Hyperparameters
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""ImageNet's channel means and standard deviations, of pixels in 0..1."""
+
+VALIDATION_CROP = 0.875
+"""Share of the resized image that the validation crop shows: 224 of 256 pixels."""
+
+_ASPECTS = (3 / 4, 4 / 3)
+
+
+def normalize(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) -> float32, ImageNet's mean and standard deviation; keeps device and memory format."""
+    mean = torch.tensor(MEAN, device=images.device).mul_(255).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).mul_(255).view(1, 3, 1, 1)
+    return images.float().sub_(mean).div_(std)
+
+
+def crop_box(height: int, width: int, min_area: float) -> tuple[int, int, int, int]:
+    """A random box (top, left, height, width) of min_area to 1 of the image and aspect 3/4 to 4/3.
+
+    As torchvision draws it (after Szegedy et al. 2015): ten tries, then the largest central box of an allowed aspect.
+    """
+    draws = torch.rand(10, 2, dtype=torch.float64).tolist()
+    log_low, log_high = math.log(_ASPECTS[0]), math.log(_ASPECTS[1])
+    place = torch.rand(2, dtype=torch.float64).tolist()
+    for area_draw, aspect_draw in draws:
+        area = height * width * (min_area + (1.0 - min_area) * area_draw)
+        aspect = math.exp(log_low + (log_high - log_low) * aspect_draw)
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1)), h, w
+    w = min(width, max(1, round(height * _ASPECTS[1])))
+    h = min(height, max(1, round(width / _ASPECTS[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def cutout(image: Tensor, length: int) -> Tensor:
+    """Fills a square of side `length`, centred on a random pixel and cut off at the edges, with the mean colour.
+
+    DeVries & Taylor 2017 zero it after normalisation; the mean colour, rounded to 8 bit, is that zero to 0.006.
+    """
+    _, height, width = image.shape
+    draws = torch.rand(2, dtype=torch.float64).tolist()
+    y, x = int(draws[0] * height), int(draws[1] * width)
+    top, left = max(0, y - length // 2), max(0, x - length // 2)
+    bottom, right = min(height, y - length // 2 + length), min(width, x - length // 2 + length)
+    mean = torch.tensor([round(255 * value) for value in MEAN], dtype=image.dtype)
+    image[:, top:bottom, left:right] = mean.view(3, 1, 1)
+    return image
+
+
+class TrainingTransform:
+    """The augmentation that the hyperparameters ask for."""
+
+    def __init__(self, hyperparameters: Hyperparameters) -> None:
+        self._size = hyperparameters.image_size
+        self._min_area = hyperparameters.crop_min_area
+        self._cutout = hyperparameters.cutout_length if hyperparameters.cutout else 0
+        self._colour: list[transforms.Transform] = []
+        if hyperparameters.autoaugment:
+            self._colour.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.IMAGENET))
+        if hyperparameters.randaugment:
+            self._colour.append(transforms.RandAugment())
+        if hyperparameters.color_jitter:
+            self._colour.append(transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        top, left, height, width = crop_box(image.shape[1], image.shape[2], self._min_area)
+        image = TF.resized_crop(image, top, left, height, width, [self._size, self._size], antialias=True)
+        if torch.rand(()).item() < 0.5:
+            image = image.flip(2)
+        if self._colour:
+            # Pillow does the colour operations two to three times faster than torchvision does on uint8 tensors.
+            pil = TF.to_pil_image(image)
+            for transform in self._colour:
+                pil = transform(pil)
+            image = TF.pil_to_tensor(pil)
+        if self._cutout:
+            image = cutout(image.clone(), self._cutout)
+        return image
+
+
+class ValidationTransform:
+    """Shorter side to size / 0.875 (256 for 224), central crop of `size`: nothing random."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._resize = round(size / VALIDATION_CROP)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return TF.center_crop(TF.resize(image, [self._resize], antialias=True), [self._size, self._size])

@@ -1,0 +1,98 @@
+"""The command line. Nothing here imports torch before a request has been found good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from gaeanet import __version__
+from gaeanet.errors import GaeanetError, RequestError
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains a network."""
+    from gaeanet.config import load_experiment
+    from gaeanet.data.sources import open_source
+    from gaeanet.run_directory import check_run_dir
+
+    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    run_dir = arguments.run_dir or Path("runs") / experiment.name
+    source = open_source(experiment)
+    check_run_dir(run_dir, arguments.resume)
+
+    from gaeanet.context import LocalContext
+    from gaeanet.train import train as run
+
+    run(experiment, source, LocalContext(run_dir))
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draws the curves of one run, or of several together, from their logs."""
+    from gaeanet.report import draw_curves
+    from gaeanet.run_directory import CURVE, read_run
+
+    runs: list[Path] = arguments.runs
+    logs = {str(run) if len(runs) > 1 else run.resolve().name: read_run(run) for run in runs}
+    output = arguments.output or (runs[0] / CURVE if len(runs) == 1 else Path("curves.png"))
+    draw_curves(logs, output)
+    print(f"wrote {output}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are errors like all others: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gaeanet", description="Train the ImageNet network found by GAEA and its relatives.")
+    parser.add_argument("--version", action="version", version=f"gaeanet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    command = commands.add_parser("train", help="train a network", description=train.__doc__)
+    command.set_defaults(run=train)
+    command.add_argument("config", metavar="CONFIG", type=Path, help="the experiment file")
+    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
+    command.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one value, for example hyperparameters.epochs=5; may be repeated",
+    )
+
+    command = commands.add_parser("plot", help="draw a run's curves", description=plot.__doc__)
+    command.set_defaults(run=plot)
+    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        parsed.run(parsed)
+    except GaeanetError as error:
+        print(f"gaeanet: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("gaeanet: interrupted; continue with --resume from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+"""The experiment file as one frozen, typed tree.
+
+One YAML, valid as a Determined 0.38 experiment, is read by every command. `data` and `hyperparameters` are gaeanet's and
+are checked to the last key; the other top-level keys are the cluster's, checked by name only and kept as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from gaeanet import genotypes
+from gaeanet.errors import RequestError, did_you_mean
+
+CLUSTER_KEYS = frozenset(
+    "name description labels project workspace entrypoint searcher resources checkpoint_storage checkpoint_policy "
+    "bind_mounts max_restarts environment profiling reproducibility debug log_policies integrations "
+    "preemption_timeout retention_policy slurm pbs".split()
+)
+"""Top-level keys of a Determined experiment that gaeanet passes by."""
+
+_IGNORED_2020_KEYS = frozenset(
+    "min_validation_period min_checkpoint_period records_per_epoch optimizations scheduling_unit max_steps".split()
+)
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Data(_Block):
+    """Where the images are and how they are read (`data:`)."""
+
+    bucket_name: str | None = None
+    """A Google Cloud Storage bucket: shorthand for location gs://<bucket_name>/imagenet."""
+    location: str | None = None
+    """A directory or a bucket's URL; with bucket_name null too, images are generated."""
+    num_workers_train: int = Field(16, ge=0)
+    """Processes that prepare training batches, at most; never more than there are cores."""
+    num_workers_val: int = Field(2, ge=0)
+    """The same for validation."""
+    streaming: bool = True
+    """Read from the bucket each time; false keeps a local copy in data_download_dir."""
+    data_download_dir: str | None = None
+    """Directory of the local copy."""
+    generated_per_class: int = Field(500, ge=10)
+    """Training images a class when images are generated; a tenth as many for validation."""
+
+    @field_validator("bucket_name", "location")
+    @classmethod
+    def _names_something(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or re.fullmatch(r"<.*>", value.strip())):
+            raise ValueError(f"is {value!r}: name a place to read from; null (and only null) asks for generated images")
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Data:
+        if self.bucket_name is not None and self.location is not None:
+            raise ValueError("bucket_name and location are both set: keep one (bucket_name is short for gs://<it>/imagenet)")
+        return self
+
+    @property
+    def resolved_location(self) -> str | None:
+        """The directory or URL to read from; None for generated images."""
+        return f"gs://{self.bucket_name}/imagenet" if self.bucket_name is not None else self.location
+
+
+class Hyperparameters(_Block):
+    """The network and its training (`hyperparameters:`)."""
+
+    genotype: str | dict[str, Any] = "gaea-imagenet"
+    """The cell: a name from the zoo, a file, a Genotype(...) text or its four lists."""
+    num_classes: int = Field(1000, ge=2)
+    init_channels: int = Field(48, ge=2, multiple_of=2)
+    """Width of the first cells' nodes."""
+    layers: int = Field(14, ge=1)
+    """Number of cells."""
+    activation: Literal["relu", "swish", "hswish"] = "swish"
+    do_SE: bool = True
+    """Squeeze-and-excitation after the first two thirds of the cells."""
+    auxiliary: bool = False
+    """Auxiliary tower in training."""
+    auxiliary_weight: float = Field(0.4, ge=0)
+    drop_path_prob: Probability = 0.0
+    """Grows linearly from 0 to this over the run."""
+    drop_prob: Probability = 0.0
+    """Dropout before the classifier."""
+    image_size: int = Field(224, ge=32)
+    epochs: int = Field(300, ge=1)
+    global_batch_size: int = Field(1024, ge=2)
+    """Images a step over all processes."""
+    learning_rate: Positive = 0.5
+    lr_scheduler: Literal["cosine", "linear", "efficientnet"] = "cosine"
+    lr_gamma: float = Field(0.97, gt=0, le=1)
+    """Factor of the efficientnet schedule."""
+    lr_decay_every: int = Field(2, ge=1)
+    """Period of the efficientnet schedule in epochs."""
+    warmup_epochs: int = Field(5, ge=0)
+    momentum: Probability = 0.9
+    weight_decay: float = Field(3.0e-5, ge=0)
+    clip_gradients_l2_norm: float = Field(5.0, ge=0)
+    """0 does not clip."""
+    label_smoothing_rate: Probability = 0.1
+    ema_decay: Probability = 0.999
+    """Weight of the old average; 0 keeps no average."""
+    crop_min_area: float = Field(0.08, gt=0, le=1)
+    """The smallest share of a training image that a random crop may show."""
+    color_jitter: bool = True
+    """Brightness, contrast and saturation by 0.4, hue by 0.2."""
+    autoaugment: bool = False
+    randaugment: bool = False
+    cutout: bool = False
+    cutout_length: int = Field(16, ge=1)
+    """Side of the cutout square in pixels."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs from one validation to the next; the last epoch is always validated."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("genotype")
+    @classmethod
+    def _genotype_reads(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        try:
+            genotypes.read_genotype(value)
+        except RequestError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Hyperparameters:
+        if self.autoaugment and self.randaugment:
+            raise ValueError("autoaugment and randaugment are both true: choose one")
+        if self.cutout and self.cutout_length > self.image_size:
+            raise ValueError(f"cutout_length {self.cutout_length} exceeds image_size {self.image_size}")
+        return self
+
+    @property
+    def cell(self) -> genotypes.Genotype:
+        """The genotype that `genotype` stands for."""
+        return genotypes.read_genotype(self.genotype)
+
+
+class Experiment(_Block):
+    """A whole experiment file; `cluster` holds the keys that are Determined's."""
+
+    data: Data = Data()
+    hyperparameters: Hyperparameters = Hyperparameters()
+    cluster: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, `gaeanet` where the file gives none."""
+        return str(self.cluster.get("name") or "gaeanet")
+
+    def to_yaml(self) -> str:
+        """The resolved file: every value in force, the genotype spelled out; reads back as the same experiment."""
+        tree = {
+            **self.cluster,
+            "data": self.data.model_dump(),
+            "hyperparameters": {**self.hyperparameters.model_dump(), "genotype": self.hyperparameters.cell.to_dict()},
+        }
+        return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose `3e-5` is a number, as YAML 1.2 has it, and which refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
+)
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506: a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RequestError(f"{origin}{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RequestError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (), data: str | None = None) -> Experiment:
+    """Reads an experiment file.
+
+    Args:
+        path: The YAML file.
+        overrides: `KEY=VALUE` each, KEY a dotted path such as `hyperparameters.epochs`, VALUE in YAML.
+        data: Takes the place of `data.location` and `data.bucket_name`.
+
+    Raises:
+        RequestError: The file cannot be read, or a key or value is wrong; the message has the key's path.
+    """
+    origin = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
+        raise RequestError(f"{origin}: cannot read the experiment file: {reason}") from None
+    tree = _parse(text, origin)
+    if not isinstance(tree, dict):
+        raise RequestError(f"{origin}: an experiment file is a mapping with data and hyperparameters, this is not")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise RequestError(f"--set {override}: expected KEY=VALUE, for example --set hyperparameters.epochs=5")
+        _set(tree, key.strip(), _parse(value, f"--set {key}"))
+    if data is not None:
+        if not data.strip():
+            raise RequestError("--data is empty: give a directory or a bucket's URL (is an environment variable unset?)")
+        tree["data"] = {**(tree.get("data") or {}), "location": data, "bucket_name": None}
+    return experiment_from(tree, origin)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    if not parents:
+        top = "hyperparameters" if key in Hyperparameters.model_fields else "data"
+        raise RequestError(f"--set {key}: give the whole path, for example {top}.{key}")
+    branch = tree
+    for number, name in enumerate(parents):
+        if branch.get(name) is None:
+            branch[name] = {}
+        branch = branch[name]
+        if not isinstance(branch, dict):
+            raise RequestError(f"--set {key}: {'.'.join(parents[: number + 1])} is a value, not a block")
+    branch[leaf] = value
+
+
+def experiment_from(tree: Mapping[str, Any], origin: str = "experiment") -> Experiment:
+    """The experiment that a parsed file (or a cluster) describes; raises `RequestError` naming key and remedy."""
+    tree = dict(tree)
+    blocks: dict[str, Any] = {}
+    for name, model in (("data", Data), ("hyperparameters", Hyperparameters)):
+        block = tree.pop(name, None) or {}
+        if not isinstance(block, dict):
+            raise RequestError(f"{origin}: {name} must be a mapping, not {block!r}")
+        if name == "hyperparameters":
+            block = _modern(_resolved_constants(block, origin), origin)
+        blocks[name] = _validated(model, block, f"{origin}: {name}")
+    for key in tree:
+        if key in _IGNORED_2020_KEYS:
+            raise RequestError(f"{origin}: {key} is no longer a key of Determined experiments: remove it")
+        if key not in CLUSTER_KEYS:
+            hint = did_you_mean(str(key), {*CLUSTER_KEYS, "data", "hyperparameters"})
+            raise RequestError(f"{origin}: unknown key {key}; {hint}")
+    return Experiment(cluster=tree, **blocks)
+
+
+def _resolved_constants(block: dict[str, Any], origin: str) -> dict[str, Any]:
+    resolved = {}
+    for key, value in block.items():
+        if isinstance(value, dict) and "type" in value and key != "genotype":
+            if value["type"] != "const":
+                raise RequestError(
+                    f"{origin}: hyperparameters.{key} is a search space, which a cluster resolves; "
+                    f"for a local run give a value: --set hyperparameters.{key}=..."
+                )
+            value = value.get("val")
+        resolved[key] = value
+    return resolved
+
+
+def _modern(block: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Turns the keys of the 2020 example into today's: the run's length stood in the schedule's own key there."""
+    block = dict(block)
+    old = {key: block.pop(key) for key in ("cosine_annealing_epochs", "lr_epochs") if key in block}
+    if not old:
+        return block
+    scheduler = block.get("lr_scheduler", Hyperparameters.model_fields["lr_scheduler"].default)
+    key = "cosine_annealing_epochs" if scheduler == "cosine" and "cosine_annealing_epochs" in old else "lr_epochs"
+    key = key if key in old else next(iter(old))
+    if block.setdefault("epochs", old[key]) != old[key]:
+        raise RequestError(f"{origin}: hyperparameters.{key} is {old[key]} and epochs {block['epochs']}: keep epochs only")
+    return block
+
+
+def _validated(model: type[_Block], block: dict[str, Any], where: str) -> _Block:
+    try:
+        return model.model_validate(block)
+    except ValidationError as error:
+        raise RequestError(_one_line(error, model, where)) from None
+
+
+def _one_line(error: ValidationError, model: type[_Block], where: str) -> str:
+    """The first fault in words: which key, what it must be, what it is."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    key = f"{where}.{path[0]}" if path else where
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {did_you_mean(path[0], model.model_fields)}"
+    if first["type"] == "value_error":
+        message = str(first["ctx"]["error"])
+        return f"{key} {message}" if message.startswith("is ") else f"{key}: {message}"
+    return f"{key}: must be {_expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _expected(field: FieldInfo) -> str:
+    """What a field takes, in words, from its annotation and bounds."""
+    annotation = str(field.annotation)
+    choices = re.findall(r"Literal\[([^\]]*)\]", annotation)
+    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    kinds = [" or ".join(choices[0].replace("'", "").split(", "))] if choices else []
+    rest = re.sub(r"Literal\[[^\]]*\]", "", annotation)
+    kinds += [text for name, text in words.items() if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)]
+    if "dict" in rest:
+        kinds.append("a name, a file or four lists")
+    if "None" in rest:
+        kinds.append("null")
+    bounds = []
+    for constraint in field.metadata:
+        for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
+            if (bound := getattr(constraint, attribute, None)) is not None:
+                bounds.append(f"{sign} {bound}")
+        if (factor := getattr(constraint, "multiple_of", None)) is not None:
+            bounds.append(f"a multiple of {factor}")
+    return " or ".join(kinds) + (f" {' and '.join(bounds)}" if bounds else "")

@@ -1,0 +1,78 @@
+"""Which sample is read when: a pure function of (seed, epoch, step, rank, world size).
+
+Nothing here is consumed and nothing has to be saved: an epoch's order is the sorting order of one hash a sample, and a
+sample's augmentation draws start from one hash of (seed, epoch, sample). So batch k of epoch e holds the same samples,
+augmented alike, for any number of processes and workers and after any restart. The hash is SplitMix64 (Steele, Lea &
+Flood 2014), written out so that no library's change of generator can change a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 0xFFFFFFFFFFFFFFFF
+
+# Keeps the streams of different purposes apart.
+_ORDER, _SAMPLE, _STEP = 1, 2, 3
+
+
+def _finish(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def _hash(*numbers: int) -> int:
+    """64 well-mixed bits of a sequence of integers."""
+    state = 0
+    for number in numbers:
+        state = _finish((state + (number & _MASK) * _GOLDEN + _GOLDEN) & _MASK)
+    return state
+
+
+def _hashes(key: int, count: int) -> NDArray[np.uint64]:
+    """SplitMix64's stream from `key`: `count` values, in arrays of numpy instead of a loop."""
+    with np.errstate(over="ignore"):
+        x = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which epoch `epoch` visits `count` samples: a permutation of 0..count-1."""
+    return np.argsort(_hashes(_hash(_ORDER, seed, epoch), count), kind="stable")
+
+
+def sample_seed(seed: int, epoch: int, sample: int) -> int:
+    """Seed (63 bits) of the augmentation draws for one sample in one epoch."""
+    return _hash(_SAMPLE, seed, epoch, sample) >> 1
+
+
+def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
+    """Seed (63 bits) of what the network draws (drop-path, dropout) in one step on one process."""
+    return _hash(_STEP, seed, epoch, step, rank) >> 1
+
+
+def steps_per_epoch(count: int, global_batch: int) -> int:
+    """Full batches in an epoch. The left-over samples, others each epoch, are not seen in it."""
+    return count // global_batch
+
+
+def share(global_batch: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that process `rank` of `world_size` works on; the shares differ by one at most."""
+    return slice(global_batch * rank // world_size, global_batch * (rank + 1) // world_size)
+
+
+def positions(epochs: int, steps: int, start: tuple[int, int] = (0, 0)) -> Iterator[tuple[int, int]]:
+    """All (epoch, step) from `start` to the end of training."""
+    epoch, step = start
+    while epoch < epochs:
+        while step < steps:
+            yield epoch, step
+            step += 1
+        epoch, step = epoch + 1, 0

@@ -1,0 +1,80 @@
+"""Honest numbers: sums over samples, so that they depend neither on batch size nor on how many processes count."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gaeanet.augment import normalize
+from gaeanet.data.loader import Batch
+
+
+class Totals(NamedTuple):
+    """Sums over samples.
+
+    Attributes:
+        count: Samples.
+        loss: Sum of the losses.
+        top1, top5: Samples whose label is the first, or among the first five (or all, with fewer classes) guesses.
+    """
+
+    count: int
+    loss: float
+    top1: int
+    top5: int
+
+    def metrics(self, prefix: str = "") -> dict[str, float]:
+        """Mean loss and accuracies in percent, named as in metrics.jsonl."""
+        return {
+            f"{prefix}loss": self.loss / self.count,
+            f"{prefix}top1_accuracy": 100.0 * self.top1 / self.count,
+            f"{prefix}top5_accuracy": 100.0 * self.top5 / self.count,
+        }
+
+
+class Meter:
+    """Adds up `Totals` on the device, so that counting never waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        # float64 holds every count exactly; MPS has none, and float32 is exact to 16 million.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums = torch.zeros(4, device=device, dtype=dtype)
+
+    def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
+        """Counts a batch: logits (N, classes), labels (N,), and the sum of its losses."""
+        guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        count = torch.full_like(self.sums[0], len(labels))
+        self.sums += torch.stack([count, loss_sum.to(self.sums), guesses[:, 0].sum(), guesses.sum()]).to(self.sums)
+
+    def totals(self) -> Totals:
+        """The sums so far."""
+        count, loss, top1, top5 = self.sums.tolist()
+        return Totals(round(count), loss, round(top1), round(top5))
+
+    def reset(self) -> None:
+        self.sums.zero_()
+
+
+@torch.inference_mode()
+def evaluate(networks: list[nn.Module], batches: Iterable[Batch], device: torch.device) -> list[Meter]:
+    """Counts what each network makes of the same batches: plain cross-entropy, float32, evaluation mode.
+
+    The networks are left in the mode they were in.
+    """
+    modes = [network.training for network in networks]
+    meters = [Meter(device) for _ in networks]
+    for network in networks:
+        network.eval()
+    for batch in batches:
+        images = normalize(batch.images.to(device, non_blocking=True))
+        labels = batch.labels.to(device, non_blocking=True)
+        for network, meter in zip(networks, meters):
+            logits = network(images)
+            meter.add(logits, labels, F.cross_entropy(logits, labels, reduction="sum"))
+    for network, mode in zip(networks, modes):
+        network.train(mode)
+    return meters

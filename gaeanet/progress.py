@@ -1,0 +1,131 @@
+"""What a person sees while a run goes on: a live line on a terminal, one plain line per report elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+
+class Display:
+    """Shows a run on standard output.
+
+    Args:
+        epochs, steps: Length of the run in epochs and of an epoch in steps.
+        validations: How many validations the rest of the run holds, for the time left.
+        marker: Stands before every line; tells generated images from real ones.
+    """
+
+    def __init__(self, epochs: int, steps: int, validations: int, marker: str = "") -> None:
+        self._epochs, self._steps = epochs, steps
+        self._marker = f"{marker} " if marker else ""
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._clock = _Clock(validations)
+        self._task: TaskID | None = None
+        self._live: Progress | None = None
+        if self._console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}")
+            self._live = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
+            self._task = self._live.add_task("", total=steps, facts="")
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """One line that stays."""
+        self._console.print(self._marker + text, markup=False)
+
+    def step(self, epoch: int, step: int, line: dict[str, Any] | None) -> None:
+        """A training step is done; `line` is the newest training line of the log."""
+        self._clock.step(epoch * self._steps + step + 1, self._epochs * self._steps)
+        if self._live and self._task is not None:
+            facts = f"{step + 1}/{self._steps}"
+            if line:
+                facts += f"  loss {line['loss']:.3f}  top-1 {line['top1_accuracy']:.1f} %  "
+                facts += f"{line['images_per_second']:.0f} images/s"
+            description = f"{self._marker}epoch {epoch + 1}/{self._epochs}"
+            facts += f"  {self.time_left()} left"
+            self._live.update(self._task, description=description, completed=step + 1, facts=facts)
+
+    def validating(self) -> None:
+        """A validation begins."""
+        self._clock.pause()
+        if self._live and self._task is not None:
+            self._live.update(self._task, facts="validating")
+
+    def report(self, line: dict[str, Any]) -> None:
+        """A line of the log; on a terminal training lines only feed the live line."""
+        if line["kind"] == "validation":
+            self._clock.validated()
+            self.say(self._validation(line))
+        elif not self._live:
+            self.say(self._training(line))
+
+    def time_left(self) -> str:
+        """Time to the end of the run, in words."""
+        return _duration(self._clock.left())
+
+    def _training(self, line: dict[str, Any]) -> str:
+        return (
+            f"epoch {line['epoch']:.2f}/{self._epochs}  step {line['batches']}  loss {line['loss']:.4f}  "
+            f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %  lr {line['learning_rate']:.4g}  "
+            f"{line['images_per_second']:.0f} images/s  {self.time_left()} left"
+        )
+
+    def _validation(self, line: dict[str, Any]) -> str:
+        text = f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images: loss {line['loss']:.4f}  "
+        text += f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %"
+        if "ema_top1_accuracy" in line:
+            text += f"  (EMA: loss {line['ema_loss']:.4f}  top-1 {line['ema_top1_accuracy']:.2f} %  "
+            text += f"top-5 {line['ema_top5_accuracy']:.2f} %)"
+        return text + (f"  {self.time_left()} left" if line["epoch"] < self._epochs else "")
+
+
+class _Clock:
+    """Time left, from this process's own steps and validations so far."""
+
+    def __init__(self, validations: int) -> None:
+        self._validations = validations
+        self._mark = time.monotonic()
+        self._stepping = self._validating = 0.0
+        self._steps = self._validated = self._remaining = 0
+
+    def step(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._steps:  # the first step also waits for the workers to start
+            self._stepping += now - self._mark
+        self._mark = now
+        self._steps += 1
+        self._remaining = total - done
+
+    def pause(self) -> None:
+        self._mark = time.monotonic()
+
+    def validated(self) -> None:
+        now = time.monotonic()
+        self._validating += now - self._mark
+        self._mark = now
+        self._validated += 1
+
+    def left(self) -> float:
+        per_step = self._stepping / max(1, self._steps - 1)
+        per_validation = self._validating / max(1, self._validated)
+        return self._remaining * per_step + max(0, self._validations - self._validated) * per_validation
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"
