@@ -61,7 +61,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(f"{final}: cannot save the checkpoint: {reason.lower()}; earlier checkpoints are untouched") from None
+        raise RunError(
+            f"{final}: cannot save the checkpoint: {reason.lower()}; earlier checkpoints are untouched"
+        ) from None
     return final
 
 
@@ -120,7 +122,9 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
+        )
 
 
 def _digest_3_10(file: Any) -> str:

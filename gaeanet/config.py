@@ -1,7 +1,7 @@
 """The experiment file as one frozen, typed tree.
 
-One YAML, valid as a Determined 0.38 experiment, is read by every command. `data` and `hyperparameters` are gaeanet's and
-are checked to the last key; the other top-level keys are the cluster's, checked by name only and kept as they are.
+One YAML, valid as a Determined 0.38 experiment, is read by every command. `data` and `hyperparameters` are gaeanet's
+and are checked to the last key; the other top-level keys are the cluster's, checked by name only and kept as they are.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from gaeanet import genotypes
 from gaeanet.errors import RequestError, did_you_mean
 
 CLUSTER_KEYS = frozenset(
-    "name description labels project workspace entrypoint searcher resources checkpoint_storage checkpoint_policy "
-    "bind_mounts max_restarts environment profiling reproducibility debug log_policies integrations "
-    "preemption_timeout retention_policy slurm pbs".split()
+    {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
+    | {"checkpoint_storage", "checkpoint_policy", "bind_mounts", "max_restarts", "environment", "profiling"}
+    | {"reproducibility", "debug", "log_policies", "integrations", "preemption_timeout", "retention_policy"}
+    | {"slurm", "pbs"}
 )
 """Top-level keys of a Determined experiment that gaeanet passes by."""
 
-_IGNORED_2020_KEYS = frozenset(
-    "min_validation_period min_checkpoint_period records_per_epoch optimizations scheduling_unit max_steps".split()
+_ENDED_KEYS = frozenset(
+    {"min_validation_period", "min_checkpoint_period", "records_per_epoch"}
+    | {"optimizations", "scheduling_unit", "max_steps"}
 )
+"""Top-level keys that Determined had in 2020 and has no more."""
 
 
 class _Block(BaseModel):
@@ -67,7 +70,9 @@ class Data(_Block):
     @model_validator(mode="after")
     def _one_place(self) -> Data:
         if self.bucket_name is not None and self.location is not None:
-            raise ValueError("bucket_name and location are both set: keep one (bucket_name is short for gs://<it>/imagenet)")
+            raise ValueError(
+                "bucket_name and location are both set: keep one (bucket_name is short for gs://<it>/imagenet)"
+            )
         return self
 
     @property
@@ -196,7 +201,7 @@ _Loader.add_implicit_resolver(
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506: a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{origin}{line}: not valid YAML: {error.problem}") from None
@@ -231,7 +236,9 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
         _set(tree, key.strip(), _parse(value, f"--set {key}"))
     if data is not None:
         if not data.strip():
-            raise RequestError("--data is empty: give a directory or a bucket's URL (is an environment variable unset?)")
+            raise RequestError(
+                "--data is empty: give a directory or a bucket's URL (is an environment variable unset?)"
+            )
         tree["data"] = {**(tree.get("data") or {}), "location": data, "bucket_name": None}
     return experiment_from(tree, origin)
 
@@ -263,7 +270,7 @@ def experiment_from(tree: Mapping[str, Any], origin: str = "experiment") -> Expe
             block = _modern(_resolved_constants(block, origin), origin)
         blocks[name] = _validated(model, block, f"{origin}: {name}")
     for key in tree:
-        if key in _IGNORED_2020_KEYS:
+        if key in _ENDED_KEYS:
             raise RequestError(f"{origin}: {key} is no longer a key of Determined experiments: remove it")
         if key not in CLUSTER_KEYS:
             hint = did_you_mean(str(key), {*CLUSTER_KEYS, "data", "hyperparameters"})
@@ -295,7 +302,9 @@ def _modern(block: dict[str, Any], origin: str) -> dict[str, Any]:
     key = "cosine_annealing_epochs" if scheduler == "cosine" and "cosine_annealing_epochs" in old else "lr_epochs"
     key = key if key in old else next(iter(old))
     if block.setdefault("epochs", old[key]) != old[key]:
-        raise RequestError(f"{origin}: hyperparameters.{key} is {old[key]} and epochs {block['epochs']}: keep epochs only")
+        raise RequestError(
+            f"{origin}: hyperparameters.{key} is {old[key]} and epochs {block['epochs']}: keep epochs only"
+        )
     return block
 
 
@@ -331,7 +340,11 @@ def _expected(field: FieldInfo) -> str:
     words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
     kinds = [" or ".join(choices[0].replace("'", "").split(", "))] if choices else []
     rest = re.sub(r"Literal\[[^\]]*\]", "", annotation)
-    kinds += [text for name, text in words.items() if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)]
+    kinds += [
+        text
+        for name, text in words.items()
+        if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)
+    ]
     if "dict" in rest:
         kinds.append("a name, a file or four lists")
     if "None" in rest:

@@ -23,7 +23,9 @@ def precision_for(asked: str, device: torch.device) -> str:
     """
     if device.type != "cuda":
         if asked == "fp16":
-            raise RequestError(f"hyperparameters.precision: fp16 needs a GPU, this runs on {device.type}: use fp32 or auto")
+            raise RequestError(
+                f"hyperparameters.precision: fp16 needs a GPU, this runs on {device.type}: use fp32 or auto"
+            )
         return "fp32" if asked == "auto" else asked
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if asked == "bf16" and not has_bf16:
@@ -43,14 +45,16 @@ def compile_for(asked: str | bool, network: nn.Module, device: torch.device) -> 
         return "not compiled"
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         if asked is True:
-            raise RequestError("hyperparameters.compile: needs a C++ compiler (g++ or clang++), there is none: use auto or false")
+            raise RequestError(
+                "hyperparameters.compile: needs a C++ compiler (g++ or clang++), there is none: use auto or false"
+            )
         return "not compiled (no C++ compiler)"
     network.compile()
     return "compiled (the first steps take minutes)"
 
 
 def seed_draws(seed: int, device: torch.device) -> None:
-    """Seeds what the network draws on this device, and nothing else (`torch.manual_seed` seeds every device there is)."""
+    """Seeds what the network draws on this device; `torch.manual_seed` would take the time to seed every device."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)

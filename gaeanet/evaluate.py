@@ -17,12 +17,12 @@ class Totals(NamedTuple):
     """Sums over samples.
 
     Attributes:
-        count: Samples.
+        samples: How many.
         loss: Sum of the losses.
         top1, top5: Samples whose label is the first, or among the first five (or all, with fewer classes) guesses.
     """
 
-    count: int
+    samples: int
     loss: float
     top1: int
     top5: int
@@ -30,9 +30,9 @@ class Totals(NamedTuple):
     def metrics(self, prefix: str = "") -> dict[str, float]:
         """Mean loss and accuracies in percent, named as in metrics.jsonl."""
         return {
-            f"{prefix}loss": self.loss / self.count,
-            f"{prefix}top1_accuracy": 100.0 * self.top1 / self.count,
-            f"{prefix}top5_accuracy": 100.0 * self.top5 / self.count,
+            f"{prefix}loss": self.loss / self.samples,
+            f"{prefix}top1_accuracy": 100.0 * self.top1 / self.samples,
+            f"{prefix}top5_accuracy": 100.0 * self.top5 / self.samples,
         }
 
 
@@ -52,8 +52,8 @@ class Meter:
 
     def totals(self) -> Totals:
         """The sums so far."""
-        count, loss, top1, top5 = self.sums.tolist()
-        return Totals(round(count), loss, round(top1), round(top5))
+        samples, loss, top1, top5 = self.sums.tolist()
+        return Totals(round(samples), loss, round(top1), round(top5))
 
     def reset(self) -> None:
         self.sums.zero_()

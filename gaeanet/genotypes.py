@@ -113,7 +113,9 @@ def _checked_edges(cell: str, edges: Any) -> tuple[Edge, ...]:
             raise RequestError(f"{where}: unknown operation {operation!r}; {hint}")
         node = number // 2 + 2
         if isinstance(source, bool) or not isinstance(source, int) or not 0 <= source < node:
-            raise RequestError(f"{where} enters state {node}: its input must be a state from 0 to {node - 1}, got {source!r}")
+            raise RequestError(
+                f"{where} enters state {node}: its input must be a state from 0 to {node - 1}, got {source!r}"
+            )
         checked.append(Edge(operation, source))
     if not checked or len(checked) % 2:
         raise RequestError(f"genotype: {cell} has {len(checked)} edges; every node needs exactly two")
@@ -163,7 +165,7 @@ def from_text(text: str) -> Genotype:
     try:
         call = ast.parse(_balanced(text[start.start() :]), mode="eval").body
     except (SyntaxError, ValueError):
-        raise RequestError(f"genotype: cannot parse {_shortened(text[start.start():])!r}") from None
+        raise RequestError(f"genotype: cannot parse {_shortened(text[start.start() :])!r}") from None
     assert isinstance(call, ast.Call)
     fields = dict(zip(_FIELDS, map(_literal, call.args)))
     for keyword in call.keywords:
@@ -186,7 +188,11 @@ def _balanced(text: str) -> str:
 def _literal(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
         bounds = [_literal(argument) for argument in node.args]
-        if 1 <= len(bounds) <= 3 and all(type(bound) is int and abs(bound) < 1000 for bound in bounds) and 0 not in bounds[2:]:
+        if (
+            1 <= len(bounds) <= 3
+            and all(type(bound) is int and abs(bound) < 1000 for bound in bounds)
+            and 0 not in bounds[2:]
+        ):
             return list(range(*bounds))
     try:
         return ast.literal_eval(node)
@@ -220,7 +226,9 @@ def read_genotype(reference: Any) -> Genotype:
     path = Path(reference).expanduser()
     try:
         if not path.is_file():
-            raise RequestError(f"genotype {_shortened(reference)!r}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}")
+            raise RequestError(
+                f"genotype {_shortened(reference)!r}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise RequestError(f"genotype {_shortened(reference)!r}: cannot be read: {_reason(error)}") from None
@@ -259,7 +267,10 @@ def _cell(edges: str, concat: tuple[int, ...]) -> tuple[tuple[Edge, ...], tuple[
 
 
 def _genotype(
-    normal: str, reduce: str, normal_concat: tuple[int, ...] = (2, 3, 4, 5), reduce_concat: tuple[int, ...] = (2, 3, 4, 5)
+    normal: str,
+    reduce: str,
+    normal_concat: tuple[int, ...] = (2, 3, 4, 5),
+    reduce_concat: tuple[int, ...] = (2, 3, 4, 5),
 ) -> Genotype:
     return Genotype(*_cell(normal, normal_concat), *_cell(reduce, reduce_concat))
 
@@ -282,7 +293,7 @@ ZOO: dict[str, PublishedCell] = {
             "max_pool_3x3 0 max_pool_3x3 1 | sep_conv_5x5 0 sep_conv_5x5 2"
             " | dil_conv_3x3 3 sep_conv_5x5 2 | sep_conv_5x5 4 sep_conv_3x3 1",
         ),
-        "GAEA PC-DARTS searched on CIFAR-10 (one of two cells shipped with Determined's GAEA example); arXiv 2004.07802",
+        "GAEA PC-DARTS searched on CIFAR-10 (one of two cells in Determined's GAEA example); arXiv 2004.07802",
     ),
     "gaea-cifar10-b": PublishedCell(
         _genotype(

@@ -76,12 +76,14 @@ class Display:
     def _training(self, line: dict[str, Any]) -> str:
         return (
             f"epoch {line['epoch']:.2f}/{self._epochs}  step {line['batches']}  loss {line['loss']:.4f}  "
-            f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %  lr {line['learning_rate']:.4g}  "
-            f"{line['images_per_second']:.0f} images/s  {self.time_left()} left"
+            f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %  "
+            f"lr {line['learning_rate']:.4g}  {line['images_per_second']:.0f} images/s  {self.time_left()} left"
         )
 
     def _validation(self, line: dict[str, Any]) -> str:
-        text = f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images: loss {line['loss']:.4f}  "
+        text = (
+            f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images: loss {line['loss']:.4f}  "
+        )
         text += f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %"
         if "ema_top1_accuracy" in line:
             text += f"  (EMA: loss {line['ema_loss']:.4f}  top-1 {line['ema_top1_accuracy']:.2f} %  "

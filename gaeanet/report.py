@@ -23,7 +23,11 @@ PUBLISHED_TOP5 = (
 )  # fmt: skip
 PUBLISHED_EPOCHS = tuple(0.8 * (number + 1) for number in range(len(PUBLISHED_TOP5)))
 
-_PANELS = (("top1_accuracy", "top-1 accuracy, %"), ("top5_accuracy", "top-5 accuracy, %"), ("loss", "loss (cross-entropy)"))
+_PANELS = (
+    ("top1_accuracy", "top-1 accuracy, %"),
+    ("top5_accuracy", "top-5 accuracy, %"),
+    ("loss", "loss (cross-entropy)"),
+)
 _COLOURS = ("#1f5fa8", "#c8501e", "#2c8a4b", "#7d4fa8", "#a8861f", "#3a9aa8")
 _RAW, _EMA, _TRAIN, _PUBLISHED = "#1f5fa8", "#c8501e", "#8a94a0", "#b9bec4"
 
@@ -48,7 +52,9 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     FigureCanvasAgg(figure)
     generated = any(line.get("data") == "generated" for lines in runs.values() for line in lines)
     title = ", ".join(runs) if len(runs) < 4 else f"{len(runs)} runs"
-    figure.suptitle(title + (": GENERATED IMAGES, not photographs" if generated else ""), color="#b00020" if generated else "black")
+    figure.suptitle(
+        title + (": GENERATED IMAGES, not photographs" if generated else ""), color="#b00020" if generated else "black"
+    )
     for panel, (metric, label) in zip(figure.subplots(1, 3), _PANELS):
         if len(runs) == 1:
             _one_run(panel, metric, next(iter(runs.values())))
@@ -70,7 +76,9 @@ def _one_run(panel: Axes, metric: str, lines: Sequence[Line]) -> None:
     training = [line for line in lines if line["kind"] == "train"]
     validation = [line for line in lines if line["kind"] == "validation"]
     if metric == "top5_accuracy" and any(line.get("data") == "imagenet" for line in lines):
-        panel.plot(PUBLISHED_EPOCHS, PUBLISHED_TOP5, color=_PUBLISHED, linewidth=4, label="original run, published (raw)")
+        panel.plot(
+            PUBLISHED_EPOCHS, PUBLISHED_TOP5, color=_PUBLISHED, linewidth=4, label="original run, published (raw)"
+        )
     _plot(panel, training, metric, "training (augmented; loss smoothed)", _TRAIN, linewidth=1)
     _plot(panel, validation, metric, "validation, raw weights", _RAW, marker="o")
     _plot(panel, validation, f"ema_{metric}", "validation, EMA weights", _EMA, marker="s")

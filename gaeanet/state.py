@@ -52,7 +52,7 @@ class TrainingState:
         hp = self._hp = experiment.hyperparameters
         self._experiment, self._source, self._device = experiment, source, device
         self.precision = devices.precision_for(hp.precision, device)
-        self.network = build_network(hp).to(device, memory_format=torch.channels_last)
+        self.network = build_network(hp).to(device).to(memory_format=torch.channels_last)
         self.average = WeightAverage(self.network, hp.ema_decay) if hp.ema_decay > 0 else None
         self.compilation = devices.compile_for(hp.compile, self.network, device)
         self.optimizer = torch.optim.SGD(
@@ -111,7 +111,11 @@ class TrainingState:
         momenta = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.network.state_dict(),
-            "optimizer": {names[i]: entry["momentum_buffer"] for i, entry in momenta.items() if entry.get("momentum_buffer") is not None},
+            "optimizer": {
+                names[i]: entry["momentum_buffer"]
+                for i, entry in momenta.items()
+                if entry.get("momentum_buffer") is not None
+            },
             "meter": {"sums": self.meter.sums},
         }
         if self.average:
@@ -160,7 +164,9 @@ class TrainingState:
         names = [name for name, _ in self.network.named_parameters()]
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            i: {"momentum_buffer": tensors["optimizer"][name]} for i, name in enumerate(names) if name in tensors["optimizer"]
+            i: {"momentum_buffer": tensors["optimizer"][name]}
+            for i, name in enumerate(names)
+            if name in tensors["optimizer"]
         }
         self.optimizer.load_state_dict(optimizer)
         if state["scaler"]:

@@ -133,7 +133,7 @@ def _training_line(
         **totals.metrics(),
         "learning_rate": rate,
         "drop_path_rate": dropped,
-        "images_per_second": totals.count / seconds,
+        "images_per_second": totals.samples / seconds,
     }
 
 
@@ -151,7 +151,7 @@ def _validate(
     )
     networks = [state.network, *([state.average.network] if state.average else [])]
     raw, *average = [meter.totals() for meter in evaluate(networks, batches, context.device)]
-    line = {**_where("validation", state, source, epoch, hp), "count": raw.count, **raw.metrics()}
+    line = {**_where("validation", state, source, epoch, hp), "count": raw.samples, **raw.metrics()}
     for totals in average:
         line.update(totals.metrics("ema_"))
     return line
@@ -164,9 +164,7 @@ def _where(kind: str, state: TrainingState, source: Source, epoch: float, hp: Hy
     return {"kind": kind, "data": data, "epoch": epoch, "batches": state.batches, "images": images}
 
 
-def _plan(
-    experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int
-) -> list[str]:
+def _plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
     """What is about to happen, before the first step."""
     hp, catalog = experiment.hyperparameters, source.catalog
     cell = hp.cell
@@ -198,5 +196,7 @@ def _closing_words(state: TrainingState, context: LocalContext) -> list[str]:
     words = [f"everything is in {context.run_dir}: metrics.jsonl, curve.png, checkpoints/best and checkpoints/latest"]
     if state.best:
         kind = "averaged (EMA)" if state.best["weights"] == "ema" else "raw"
-        words.insert(0, f"best: top-1 {state.best['top1_accuracy']:.2f} % at epoch {state.best['epoch']:g} with {kind} weights")
+        words.insert(
+            0, f"best: top-1 {state.best['top1_accuracy']:.2f} % at epoch {state.best['epoch']:g} with {kind} weights"
+        )
     return words

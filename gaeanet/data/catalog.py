@@ -81,7 +81,9 @@ def check_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
     """Raises `RequestError` unless validation has exactly the classes of training."""
     missing, extra = sorted(set(train) - set(val)), sorted(set(val) - set(train))
     if missing or extra:
-        faults = [f"lacks {_named(missing)}"] * bool(missing) + [f"has {_named(extra)} that training lacks"] * bool(extra)
+        faults = [f"lacks {_named(missing)}"] * bool(missing) + [f"has {_named(extra)} that training lacks"] * bool(
+            extra
+        )
         raise RequestError(
             f"{where}: validation {' and '.join(faults)}: both need the same class folders"
             + ("; is it one flat folder of images? sort them into class folders first" if not val else "")

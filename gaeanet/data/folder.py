@@ -9,7 +9,7 @@ from pathlib import Path
 from gaeanet.data.catalog import Catalog, Split, check_classes
 from gaeanet.errors import RequestError, RunError
 
-IMAGE_SUFFIXES = frozenset(".jpeg .jpg .png .webp .bmp .gif .tif .tiff .ppm .pgm".split())
+IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 """Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
 
 

@@ -34,7 +34,8 @@ def to_pixels(data: bytes | NDArray[np.uint8]) -> Tensor:
         return torch.from_numpy(data).permute(2, 0, 1)
     if _is_whole_jpeg(data):
         try:
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+            return pixels
         except RuntimeError:
             pass  # CMYK and other rarities, or damage: Pillow knows which
     return _through_pillow(data)

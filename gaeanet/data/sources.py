@@ -28,7 +28,9 @@ def open_source(experiment: Experiment) -> Source:
     location = data.resolved_location
     source: Source
     if location is None:
-        source = SyntheticSource(hp.num_classes, data.generated_per_class, round(hp.image_size * GENERATED_MARGIN), hp.seed)
+        source = SyntheticSource(
+            hp.num_classes, data.generated_per_class, round(hp.image_size * GENERATED_MARGIN), hp.seed
+        )
     elif match := re.match(r"(\w+)://", location):
         raise RequestError(
             f"data.location: {location}: this version reads directories, not {match[1]}:// locations; "
