@@ -42,6 +42,7 @@ class LocalContext:
 
     def begin(self, experiment: Experiment, batches: int) -> None:
         """Writes the resolved experiment file, and cuts the log back to what had happened after `batches` steps."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / CONFIG).write_text(experiment.to_yaml(), encoding="utf-8")
         kept = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
         draft = self.run_dir / f".{METRICS}.{os.getpid()}"

@@ -25,6 +25,8 @@ def linear(epoch: float, epochs: int) -> float:
 
     With fewer than six epochs the tail is shortened to E - 1, so that the rate stays positive and never rises.
     """
+    if epoch >= epochs:
+        return 0.0
     tail = min(TAIL_EPOCHS, epochs - 1)
     if epochs - epoch > tail:
         return (epochs - tail - epoch) / (epochs - tail)
@@ -65,17 +67,15 @@ def learning_rate(
         gamma, decay_every: Factor and period (epochs) of `efficientnet`.
     """
 
-    def scheduled(whole: int) -> float:
-        return linear(whole, epochs) if scheduler == "linear" else cosine(whole, epochs)
+    if scheduler == "efficientnet" and epoch >= warmup_epochs - 1:
+        # Full height is reached with the last warm-up epoch and held to its end; from there the stairs lead down.
+        return base * (staircase(epoch, gamma, decay_every) if epoch >= warmup_epochs else 1.0)
 
     def published(whole: int) -> float:
-        return (whole + 1) / warmup_epochs if whole < warmup_epochs else scheduled(whole)
+        if whole < warmup_epochs:
+            return (whole + 1) / warmup_epochs
+        return linear(whole, epochs) if scheduler == "linear" else cosine(whole, epochs)
 
-    if scheduler == "efficientnet" and epoch >= warmup_epochs - 1:
-        # Full height is reached at the last warm-up epoch and held to its end; from there on the stairs lead down.
-        return base * (staircase(epoch, gamma, decay_every) if epoch >= warmup_epochs else 1.0)
-    if epoch >= epochs:
-        return 0.0
     return base * _between_whole_epochs(published, epoch)
 
 

@@ -1,0 +1,116 @@
+"""Fixtures: tiny folders of photographs, tiny experiments, and the command line in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gaeanet.cli import main
+
+torch.set_num_threads(1)  # tests run side by side; threads of tiny networks only get into each other's way
+
+COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (40, 200, 200), (200, 40, 200)]
+
+
+def jpeg(colour: tuple[int, int, int], size: tuple[int, int], noise: int = 0) -> bytes:
+    """A JPEG of one colour, told from others of that colour by a little noise."""
+    rng = np.random.default_rng(noise)
+    pixels = np.clip(np.array(colour) + rng.integers(-12, 12, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def make_folder(root: Path, classes: int = 3, train: int = 6, val: int = 3) -> Path:
+    """Class folders with `train` and `val` images each, one flat colour a class, 40 to 80 pixels."""
+    for split, count in (("train", train), ("val", val)):
+        for label in range(classes):
+            folder = root / split / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            for k in range(count):
+                colour = COLOURS[label % len(COLOURS)]
+                image = jpeg(colour, (40 + 8 * k % 41, 80 - 5 * k % 41), noise=label * 100 + k)
+                (folder / f"{split}_{k}.JPEG").write_bytes(image)
+    return root
+
+
+@pytest.fixture
+def t3(tmp_path: Path) -> Path:
+    """Three classes, 6 training and 3 validation images each."""
+    return make_folder(tmp_path / "t3")
+
+
+NET: dict[str, Any] = {
+    "num_classes": 3,
+    "init_channels": 4,
+    "layers": 3,
+    "image_size": 32,
+    "global_batch_size": 4,
+    "epochs": 2,
+    "warmup_epochs": 0,
+    "learning_rate": 0.05,
+    "color_jitter": False,
+    "ema_decay": 0.9,
+}
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny experiment; keywords go into hyperparameters, `data` into the data block."""
+
+    def write(name: str = "tiny", data: dict[str, Any] | None = None, **hyperparameters: Any) -> Path:
+        block = {"num_workers_train": 0, "num_workers_val": 0, **(data or {})}
+        tree = {"name": name, "data": block, "hyperparameters": {**NET, **hyperparameters}}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+class Result:
+    """What a command line did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def gaeanet(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs `gaeanet ARGUMENTS` in this process, in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> Result:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # --help and --version
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run
+
+
+def read_log(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind is None or line["kind"] == kind]
+
+
+@pytest.fixture
+def evaluation_data() -> Path:
+    """The directory of local evaluation data, or a skip that says so."""
+    root = os.environ.get("GAEANET_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("GAEANET_DATA names no directory of local evaluation data")
+    return Path(root)

@@ -1,0 +1,83 @@
+"""Class folders: what counts as a class, and what is refused before any training."""
+
+from pathlib import Path
+
+import pytest
+
+from conftest import make_folder
+from gaeanet.config import experiment_from
+from gaeanet.data.catalog import Split
+from gaeanet.data.folder import FolderSource
+from gaeanet.data.sources import open_source
+from gaeanet.errors import RequestError
+
+
+def test_classes_are_sorted_as_plain_strings_and_validation_uses_trains_table(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for name in ("0", "1", "10", "2", "B", "a"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / f"{split}.jpg").touch()
+    source = FolderSource(str(tmp_path))
+    assert source.catalog.classes == ("0", "1", "10", "2", "B", "a")
+    assert [source.catalog.val.name(k) for k in range(6)] == [f"{n}/validation.jpg" for n in source.catalog.classes]
+    assert source.catalog.val.labels.tolist() == list(range(6))
+
+
+def test_field_report_24_hidden_and_stray_entries_are_passed_over_with_a_note(t3: Path) -> None:
+    (t3 / "train" / ".ipynb_checkpoints").mkdir()
+    (t3 / "train" / ".ipynb_checkpoints" / "x.jpg").touch()
+    (t3 / "train" / "README.txt").touch()
+    (t3 / "train" / "empty").mkdir()
+    (t3 / "train" / "n00000000" / ".hidden.jpg").touch()
+    (t3 / "train" / "n00000000" / "notes.txt").touch()
+    source = FolderSource(str(t3))
+    assert source.catalog.classes == ("n00000000", "n00000001", "n00000002")
+    assert len(source.catalog.train) == 18
+    assert ".ipynb_checkpoints, README.txt, empty" in source.notes[0]
+    assert "3 entries" in source.notes[0]
+
+
+def test_field_report_24_a_class_count_unlike_the_networks_is_refused(t3: Path) -> None:
+    tree = {"data": {"location": str(t3)}, "hyperparameters": {"num_classes": 2, "global_batch_size": 4}}
+    with pytest.raises(RequestError, match=r"num_classes is 2 but .* has 3 classes: --set hyperparameters.num_classes=3"):
+        open_source(experiment_from(tree))
+
+
+def test_what_cannot_be_read_is_refused_with_path_and_remedy(tmp_path: Path) -> None:
+    def refusal(location: Path) -> str:
+        with pytest.raises(RequestError) as error:
+            FolderSource(str(location))
+        return str(error.value)
+
+    assert "does not exist: it must hold train/ and val/" in refusal(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    assert "is a file, not a directory" in refusal(tmp_path / "file")
+    (tmp_path / "bare").mkdir()
+    assert "has no train/ directory" in refusal(tmp_path / "bare")
+    (tmp_path / "bare" / "train").mkdir()
+    assert "has no val/ or validation/ directory" in refusal(tmp_path / "bare")
+    (tmp_path / "bare" / "val").mkdir()
+    assert "no class folders in it" in refusal(tmp_path / "bare")
+
+    make_folder(tmp_path / "differs")
+    for image in (tmp_path / "differs" / "val" / "n00000002").iterdir():
+        image.unlink()
+    assert "validation lacks 1 class (n00000002)" in refusal(tmp_path / "differs")
+
+    make_folder(tmp_path / "flat")
+    for image in list((tmp_path / "flat" / "val").glob("*/*")):
+        image.rename(tmp_path / "flat" / "val" / f"{image.parent.name}_{image.name}")
+    assert "one flat folder of images?" in refusal(tmp_path / "flat")
+
+
+def test_a_batch_larger_than_the_data_is_refused(t3: Path) -> None:
+    tree = {"data": {"location": str(t3)}, "hyperparameters": {"num_classes": 3, "global_batch_size": 19}}
+    with pytest.raises(RequestError, match="global_batch_size is 19, more than the 18 training images"):
+        open_source(experiment_from(tree))
+
+
+def test_names_are_kept_compactly_and_exactly() -> None:
+    names = ["a/ä.jpg", "b/" + "x" * 300, "c/\udcff.jpg"]
+    split = Split.of([(name, k) for k, name in enumerate(names)])
+    assert [split.name(k) for k in range(3)] == names
+    assert split.counts(4).tolist() == [1, 1, 1, 0]
