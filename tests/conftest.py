@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 from PIL import Image
 
 from gaeanet.cli import main
+
+# Machines are shared: a test must not fail because it was slow once.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 torch.set_num_threads(1)  # tests run side by side; threads of tiny networks only get into each other's way
 

@@ -1,0 +1,96 @@
+"""Every shipped experiment file trains (two steps, tiny), and every command in README works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import Result
+from gaeanet.config import load_experiment
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("*.yaml"), *ROOT.glob("benchmarks/*.yaml")])
+FILES = [path for path in FILES if not path.name.startswith(".") and "hyperparameters" in path.read_text()]
+
+TINY = [
+    "data.bucket_name=null",
+    "data.location=null",
+    "data.generated_per_class=10",
+    "data.num_workers_train=0",
+    "data.num_workers_val=0",
+    "hyperparameters.num_classes=2",
+    "hyperparameters.init_channels=4",
+    "hyperparameters.image_size=32",
+    "hyperparameters.global_batch_size=10",
+    "hyperparameters.epochs=1",
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
+def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("#"), "says what it is for"
+    if path.parent == ROOT:
+        assert {"name", "entrypoint", "searcher", "resources"} <= set(yaml.safe_load(text))
+    overrides = [argument for value in TINY for argument in ("--set", value)]
+    result = gaeanet("train", path, *overrides, "--run-dir", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "2 steps an epoch" in result.out
+
+
+def test_the_recipes_are_the_published_ones() -> None:
+    original = load_experiment(ROOT / "distributed.yaml").hyperparameters
+    assert (original.init_channels, original.layers, original.epochs, original.global_batch_size) == (48, 14, 300, 1024)
+    assert (original.learning_rate, original.lr_scheduler, original.warmup_epochs) == (0.5, "cosine", 5)
+    assert (original.weight_decay, original.momentum, original.clip_gradients_l2_norm) == (3e-5, 0.9, 5)
+    assert (original.autoaugment, original.cutout, original.cutout_length, original.ema_decay) == (True, True, 16, 0.999)
+    paper = load_experiment(ROOT / "paper.yaml").hyperparameters
+    assert (paper.activation, paper.do_SE, paper.auxiliary, paper.auxiliary_weight) == ("relu", False, True, 0.4)
+    assert (paper.lr_scheduler, paper.epochs, paper.autoaugment, paper.cutout) == ("linear", 250, False, False)
+
+
+def test_distributed_yaml_asks_for_a_bucket_before_it_starts(gaeanet: Callable[..., Result]) -> None:
+    result = gaeanet("train", ROOT / "distributed.yaml")
+    assert result.code == 2
+    assert "data.bucket_name is '<your-bucket>': name a place to read from" in result.err
+
+
+def _readme_commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", _readme_commands())
+def test_a_command_of_readme_works(command: str, tmp_path: Path, t3: Path, experiment_file: Callable[..., Path]) -> None:
+    """Runs the command at tiny size, from the project's root; `make` targets are checked to exist."""
+    words = shlex.split(command)
+    if words[0] == "make":
+        subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], check=True, capture_output=True)
+        return
+    if words[0] in ("pip", "git"):
+        return
+    run = tmp_path / "runs" / "tiny"
+    data = ["--data", str(t3), *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v))]
+    if words[1] == "plot":
+        config = experiment_file(epochs=1)
+        subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)
+        words = [str(run) if re.match(r"runs/", word) else word for word in words]
+        words = [str(tmp_path / word) if word.endswith(".png") else word for word in words]
+    elif "train" in words:
+        words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
+        words += [argument for value in [*TINY, "hyperparameters.num_classes=3"] for argument in ("--set", value)]
+        words += [*data, "--set", "hyperparameters.global_batch_size=9", "--run-dir", str(tmp_path / "run")]
+    else:
+        pytest.fail(f"README has a command that this test does not know how to run: {command}")
+    words = [sys.executable, "-m", "gaeanet.cli", *words[1:]] if words[0] == "gaeanet" else words
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
