@@ -30,7 +30,14 @@ State = dict[str, Any]
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
-    """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory.
+    """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory; see `write`."""
+    path = folder / f"step-{step:09d}"
+    write(path, step, tensors, state)
+    return path
+
+
+def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
+    """Writes the checkpoint directory `final`, replacing one that is there.
 
     Args:
         tensors: Groups of named tensors; each group becomes `<group>.safetensors`.
@@ -39,10 +46,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     Raises:
         RunError: The disk is full or cannot be written; what was there before is untouched.
     """
-    final = folder / f"step-{step:09d}"
-    draft = folder / f".{final.name}.{os.getpid()}"
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         digests = {}
@@ -57,14 +63,11 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         _flush(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _flush(folder)
+        _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(
-            f"{final}: cannot save the checkpoint: {reason.lower()}; earlier checkpoints are untouched"
-        ) from None
-    return final
+        raise RunError(f"{final}: cannot save the checkpoint: {reason.lower()}; earlier ones are untouched") from None
 
 
 def point(folder: Path, name: str, target: Path) -> None:

@@ -41,6 +41,23 @@ def plot(arguments: argparse.Namespace) -> None:
     print(f"wrote {output}")
 
 
+def import_(arguments: argparse.Namespace) -> None:
+    """Makes a checkpoint from a state dict of the DARTS family (DARTS, P-DARTS, PC-DARTS; .pt, .pth, .safetensors)."""
+    from gaeanet.genotypes import read_genotype
+
+    if arguments.genotype:
+        read_genotype(arguments.genotype)
+
+    from gaeanet.weights_import import import_weights
+
+    hp = import_weights(arguments.file, arguments.checkpoint, arguments.genotype, arguments.activation)
+    print(
+        f"wrote {arguments.checkpoint}: cell {hp.cell.fingerprint}, {hp.layers} cells, {hp.init_channels} channels, "
+        f"{hp.activation}, {hp.num_classes} classes, {hp.stem} stem{', squeeze-excite' * hp.do_SE}"
+        f"{', auxiliary tower' * hp.auxiliary}"
+    )
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others: one line, exit code 2."""
 
@@ -76,6 +93,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
     command.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
+    )
+
+    command = commands.add_parser("import", help="take over weights from elsewhere", description=import_.__doc__)
+    command.set_defaults(run=import_)
+    command.add_argument("file", metavar="FILE", type=Path, help="the file of weights")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to make")
+    command.add_argument("--genotype", help="the cell, where names and shapes do not tell")
+    command.add_argument(
+        "--activation",
+        choices=("relu", "swish", "hswish"),
+        default="relu",
+        help="not to be seen in weights (default: relu)",
     )
     return parser
 

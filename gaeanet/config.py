@@ -91,17 +91,24 @@ class Hyperparameters(_Block):
     """Width of the first cells' nodes."""
     layers: int = Field(14, ge=1)
     """Number of cells."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """Three stride-2 convolutions before the cells, or one of stride 1 for small images."""
     activation: Literal["relu", "swish", "hswish"] = "swish"
     do_SE: bool = True
     """Squeeze-and-excitation after the first two thirds of the cells."""
     auxiliary: bool = False
     """Auxiliary tower in training."""
     auxiliary_weight: float = Field(0.4, ge=0)
+    auxiliary_second_norm: bool = True
+    """False leaves out the tower's second batch norm, as the DARTS and PC-DARTS scripts do."""
     drop_path_prob: Probability = 0.0
     """Grows linearly from 0 to this over the run."""
     drop_prob: Probability = 0.0
     """Dropout before the classifier."""
     image_size: int = Field(224, ge=32)
+    """Side of the images that the network is validated on, and trained on unless train_image_size says otherwise."""
+    train_image_size: int | Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """Side of the training images; two sizes grow from the first to the second over the run, in steps of 16."""
     epochs: int = Field(300, ge=1)
     global_batch_size: int = Field(1024, ge=2)
     """Images a step over all processes."""
@@ -147,9 +154,18 @@ class Hyperparameters(_Block):
     def _fits_together(self) -> Hyperparameters:
         if self.autoaugment and self.randaugment:
             raise ValueError("autoaugment and randaugment are both true: choose one")
-        if self.cutout and self.cutout_length > self.image_size:
-            raise ValueError(f"cutout_length {self.cutout_length} exceeds image_size {self.image_size}")
+        smallest = min(self.training_sizes)
+        if smallest < 32:
+            raise ValueError(f"train_image_size {smallest} is too small: the network needs 32 pixels")
+        if self.cutout and self.cutout_length > smallest:
+            raise ValueError(f"cutout_length {self.cutout_length} exceeds the training images' size {smallest}")
         return self
+
+    @property
+    def training_sizes(self) -> tuple[int, int]:
+        """Side of the training images at the beginning and at the end of the run."""
+        sizes = self.image_size if self.train_image_size is None else self.train_image_size
+        return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[1])
 
     @property
     def cell(self) -> genotypes.Genotype:
@@ -345,6 +361,8 @@ def _expected(field: FieldInfo) -> str:
         for name, text in words.items()
         if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)
     ]
+    if "list[int]" in rest or "List[int]" in rest:
+        kinds.append("two whole numbers")
     if "dict" in rest:
         kinds.append("a name, a file or four lists")
     if "None" in rest:

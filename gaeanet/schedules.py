@@ -82,3 +82,14 @@ def learning_rate(
 def drop_path_rate(epoch: float, *, final: float, epochs: int) -> float:
     """Grows linearly from 0 to `final` over the run: `final * e / E`."""
     return final * epoch / epochs
+
+
+def image_size(epoch: int, *, first: int, last: int, epochs: int) -> int:
+    """Side of the training images in an epoch: from `first` to `last` in a straight line, in steps of 16 pixels.
+
+    Progressive resizing (Howard 2018; Tan & Le 2021, arXiv 2104.00298): small images early cost less and lose little.
+    """
+    if first == last or epochs == 1:
+        return last
+    size = first + (last - first) * epoch / (epochs - 1)
+    return min(max(16 * round(size / 16), min(first, last)), max(first, last))

@@ -34,6 +34,8 @@ def build_network(hp: Hyperparameters) -> CellNetwork:
             squeeze_excite=hp.do_SE,
             # A tower that the loss ignores would only cost time and trip up DistributedDataParallel.
             auxiliary=hp.auxiliary and hp.auxiliary_weight > 0,
+            auxiliary_second_norm=hp.auxiliary_second_norm,
+            stem=hp.stem,
         )
 
 

@@ -77,7 +77,9 @@ def test_field_report_4_the_rate_inside_a_cell_follows_the_ramp(
     assert logged == pytest.approx([0, 0.075, 0.15, 0.225])
 
 
-def test_field_report_13_validation_loss_is_plain_cross_entropy(experiment_file: Write, t3: Path, tmp_path: Path) -> None:
+def test_field_report_13_validation_loss_is_plain_cross_entropy(
+    experiment_file: Write, t3: Path, tmp_path: Path
+) -> None:
     losses = []
     for smoothing in (0.0, 0.1):
         path = experiment_file(data={"location": str(t3)}, label_smoothing_rate=smoothing)

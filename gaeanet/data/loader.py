@@ -25,6 +25,12 @@ from gaeanet.errors import RunError
 Transform = Callable[[Tensor], Tensor]
 
 
+class TransformOfEpoch(Protocol):
+    """A transform that may change from epoch to epoch."""
+
+    def at(self, epoch: int) -> Transform: ...
+
+
 class Source(Protocol):
     """Where images come from."""
 
@@ -67,7 +73,7 @@ def _load(source: Source, split: str, indices: NDArray[np.int64], transform: Tra
 
 class _TrainingBatches(Dataset[Batch]):
     def __init__(
-        self, source: Source, transform: Transform, global_batch: int, seed: int, rank: int, world_size: int
+        self, source: Source, transform: TransformOfEpoch, global_batch: int, seed: int, rank: int, world_size: int
     ) -> None:
         self._source, self._transform, self._seed = source, transform, seed
         self._global_batch = global_batch
@@ -80,7 +86,7 @@ class _TrainingBatches(Dataset[Batch]):
             self._order = epoch, epoch_order(len(self._source.catalog.train), self._seed, epoch)
         indices = self._order[1][step * self._global_batch : (step + 1) * self._global_batch][self._share]
         seeds = [sample_seed(self._seed, epoch, index) for index in indices.tolist()]
-        images = _load(self._source, "train", indices, self._transform, seeds)
+        images = _load(self._source, "train", indices, self._transform.at(epoch), seeds)
         return Batch(epoch, step, images, torch.from_numpy(self._source.catalog.train.labels[indices]).long())
 
 
@@ -113,7 +119,7 @@ class _Positions:
 
 def training_batches(
     source: Source,
-    transform: Transform,
+    transform: TransformOfEpoch,
     *,
     global_batch: int,
     epochs: int,
