@@ -40,6 +40,7 @@ class _Block(BaseModel):
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "swish", "hswish"]
 
 
 class Data(_Block):
@@ -93,7 +94,7 @@ class Hyperparameters(_Block):
     """Number of cells."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """Three stride-2 convolutions before the cells, or one of stride 1 for small images."""
-    activation: Literal["relu", "swish", "hswish"] = "swish"
+    activation: Activation = "swish"
     do_SE: bool = True
     """Squeeze-and-excitation after the first two thirds of the cells."""
     auxiliary: bool = False

@@ -5,7 +5,7 @@ those at layers // 3 and 2 * layers // 3 halve the map and double the width, glo
 cell reads the outputs of the two cells before it. Parameter names are those of the DARTS repositories.
 """
 
-from typing import Any, Dict, List, Optional, Tuple, Union  # noqa: UP035: TorchScript knows only these names
+from typing import Any, Dict, List, Optional, Tuple, Union  # TorchScript knows only these names
 
 import torch
 import torch.nn.functional as F

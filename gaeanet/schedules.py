@@ -66,7 +66,6 @@ def learning_rate(
         warmup_epochs: Epoch e < warmup_epochs uses base * (e + 1) / warmup_epochs instead of the schedule.
         gamma, decay_every: Factor and period (epochs) of `efficientnet`.
     """
-
     if scheduler == "efficientnet" and epoch >= warmup_epochs - 1:
         # Full height is reached with the last warm-up epoch and held to its end; from there the stairs lead down.
         return base * (staircase(epoch, gamma, decay_every) if epoch >= warmup_epochs else 1.0)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gaeanet import __version__, checkpoint
-from gaeanet.config import Hyperparameters
+from gaeanet.config import Activation, Hyperparameters
 from gaeanet.errors import RequestError
 from gaeanet.genotypes import ZOO, Genotype, read_genotype
 from gaeanet.network import CellNetwork
@@ -83,7 +83,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def recognise(weights: Mapping[str, Tensor], genotype: str | None, activation: str, origin: str) -> Hyperparameters:
+def recognise(
+    weights: Mapping[str, Tensor], genotype: str | None, activation: Activation, origin: str
+) -> Hyperparameters:
     """The hyperparameters of the network that these weights belong to.
 
     Args:
@@ -150,7 +152,7 @@ def _network(hp: Hyperparameters, cell: Genotype) -> CellNetwork:
 
 
 def import_weights(
-    source: Path, destination: Path, genotype: str | None = None, activation: str = "relu"
+    source: Path, destination: Path, genotype: str | None = None, activation: Activation = "relu"
 ) -> Hyperparameters:
     """Makes the checkpoint directory `destination` from the weights in the file `source`.
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from conftest import make_folder
+
 from gaeanet.config import experiment_from
 from gaeanet.data.catalog import Split
 from gaeanet.data.folder import FolderSource

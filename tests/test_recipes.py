@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import Result
+
 from gaeanet.config import load_experiment
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from conftest import Result, read_log
+
 from gaeanet import state as state_module
 from gaeanet import train as train_module
 from gaeanet.checkpoint import load
