@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})")
@@ -66,8 +66,7 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RunError(f"{final}: cannot save the checkpoint: {reason.lower()}; earlier ones are untouched") from None
+        raise RunError(f"{final}: cannot save the checkpoint: {reason(error)}; earlier ones are untouched") from None
 
 
 def point(folder: Path, name: str, target: Path) -> None:

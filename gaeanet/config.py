@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from gaeanet import genotypes
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, did_you_mean, reason
 
 CLUSTER_KEYS = frozenset(
     {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
@@ -223,7 +223,7 @@ def _parse(text: str, origin: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{origin}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RequestError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"{origin}: not valid YAML: {reason(error)}") from None
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (), data: str | None = None) -> Experiment:
@@ -241,8 +241,8 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
-        raise RequestError(f"{origin}: cannot read the experiment file: {reason}") from None
+        why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
+        raise RequestError(f"{origin}: cannot read the experiment file: {why}") from None
     tree = _parse(text, origin)
     if not isinstance(tree, dict):
         raise RequestError(f"{origin}: an experiment file is a mapping with data and hyperparameters, this is not")

@@ -14,7 +14,7 @@ from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
-from gaeanet.errors import RunError
+from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import evaluate
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
@@ -87,7 +87,7 @@ def _draw(context: LocalContext, display: Display) -> None:
     try:
         draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
     except Exception as error:
-        display.say(f"curve.png is not drawn: {(str(error) or type(error).__name__).splitlines()[0]}")
+        display.say(f"curve.png is not drawn: {reason(error)}")
 
 
 def _validates(epochs_done: int, hp: Hyperparameters) -> bool:

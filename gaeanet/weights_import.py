@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gaeanet import __version__, checkpoint
 from gaeanet.config import Activation, Hyperparameters
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
 from gaeanet.genotypes import ZOO, Genotype, read_genotype
 from gaeanet.network import CellNetwork
 from gaeanet.state import build_network
@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(_PLAIN_TYPES):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
     except pickle.UnpicklingError as error:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
             r"Unsupported (?:class|operand) ([\w.]+)", str(error)
@@ -67,7 +67,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "save its state_dict() alone and import that"
         ) from None
     except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
-        raise RequestError(f"{path}: not a file of weights, or damaged: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"{path}: not a file of weights, or damaged: {reason(error)}") from None
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
