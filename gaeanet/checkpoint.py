@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,14 @@ State = dict[str, Any]
 """Plain values (numbers, texts, lists, mappings) that go into the manifest."""
 
 
+def name_of(step: int) -> str:
+    """What the checkpoint of an optimizer step is called."""
+    return f"step-{step:09d}"
+
+
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
     """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory; see `write`."""
-    path = folder / f"step-{step:09d}"
+    path = folder / name_of(step)
     write(path, step, tensors, state)
     return path
 
@@ -66,7 +71,9 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(f"{final}: cannot save the checkpoint: {reason(error)}; earlier ones are untouched") from None
+        raise RunError(
+            f"{final}: cannot save the checkpoint: {reason(error)}; is the disk full? earlier ones are whole"
+        ) from None
 
 
 def point(folder: Path, name: str, target: Path) -> None:
@@ -84,11 +91,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def prune(folder: Path, keep_latest: int) -> None:
-    """Removes all but the newest checkpoints and those that a link leads to, and what a killed process left over."""
-    linked = {path.resolve().name for path in folder.iterdir() if path.is_symlink()}
+def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
+    """Removes all but the newest checkpoints and those of the steps to keep, and what a killed process left over."""
+    kept = {name_of(step) for step in keep}
     for path in checkpoints(folder)[: -keep_latest or None]:
-        if path.name not in linked:
+        if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -82,6 +82,12 @@ class Data(_Block):
         return f"gs://{self.bucket_name}/imagenet" if self.bucket_name is not None else self.location
 
 
+OPERATIONAL = frozenset(
+    {"max_batch_per_slot", "checkpoint_every", "keep_latest", "keep_best", "on_divergence", "max_bad_steps", "compile"}
+)
+"""Hyperparameters that may change when a run is resumed: they are about the machine, not the recipe."""
+
+
 class Hyperparameters(_Block):
     """The network and its training (`hyperparameters:`)."""
 
@@ -136,6 +142,19 @@ class Hyperparameters(_Block):
     cutout: bool = False
     cutout_length: int = Field(16, ge=1)
     """Side of the cutout square in pixels."""
+    max_batch_per_slot: int | None = Field(None, ge=2)
+    """Images that one process takes at once; a larger share is worked off in parts, their gradients added up."""
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all processes instead of each process's own images."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps from one checkpoint to the next; null saves at each validation only."""
+    keep_latest: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_best: int = Field(1, ge=1)
+    """Best checkpoints that are kept beside them."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """After max_bad_steps non-finite gradients in a row: end the run, or go back a checkpoint at half the rate."""
+    max_bad_steps: int = Field(10, ge=1)
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"

@@ -84,9 +84,11 @@ def test_field_report_13_validation_loss_is_plain_cross_entropy(
     for smoothing in (0.0, 0.1):
         path = experiment_file(data={"location": str(t3)}, label_smoothing_rate=smoothing)
         experiment = load_experiment(path)
-        source, context = open_source(experiment), LocalContext(tmp_path / "run")
-        state = state_module.TrainingState(experiment, source, context.device)
-        losses.append(train_module._validate(state, experiment, source, context, 1.0)["loss"])
+        train_module.train(replace_epochs(experiment), open_source(experiment), LocalContext(tmp_path / str(smoothing)))
+        source = open_source(experiment)
+        state = state_module.TrainingState(experiment, source, Processes())
+        batches = validation_batches(source, ValidationTransform(32), batch=4)
+        losses.append(evaluate([state.network], batches, torch.device("cpu"))[0].totals().metrics()["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

@@ -2,8 +2,8 @@
 
 The tests are those in the source archive of the installed timm version, fetched from the package index; nothing of
 them is kept here. They come in two kinds: tests that pytest parametrises over all registered models, which ours join by
-being registered first, and tests bound to certain names, ordinary functions that are called with ours. (Left out are those of
-the latter that need what only some families have: a fixed image size, attention, a filter for old checkpoints.)
+being registered first, and tests bound to certain names, ordinary functions that are called with ours. (Of the latter
+those are left out that need what only some families have: a fixed image size, attention, a filter for checkpoints.)
 """
 
 from __future__ import annotations

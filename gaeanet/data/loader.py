@@ -8,6 +8,7 @@ by workers that are started once, and may begin anywhere.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -164,8 +165,10 @@ def validation_batches(
 
 
 def _quiet_worker(_: int) -> None:
-    """Lets the training process have the processor first where both share it."""
+    """Lets the training process have the processor first, and leaves signals to it."""
     os.nice(5)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def usable_workers(asked: int) -> int:
