@@ -238,9 +238,9 @@ class TrainingState:
         notes = []
         if state["world_size"] != self._processes.world_size:
             notes.append(
-                f"this run goes on with {self._processes.world_size} processes after {state['world_size']}: the order of "
-                "images, their augmentation and the schedule go on exactly; batch-norm statistics, drop-path draws and "
-                "rounding are those of the new number"
+                f"this run goes on with {self._processes.world_size} processes after {state['world_size']}: the order "
+                "of images, their augmentation and the schedule go on exactly; batch-norm statistics, drop-path draws "
+                "and rounding are those of the new number"
             )
         return notes
 

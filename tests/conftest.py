@@ -16,6 +16,7 @@ import yaml
 from hypothesis import settings
 from PIL import Image
 
+from gaeanet.checkpoint import load
 from gaeanet.cli import main
 
 # Machines are shared: a test must not fail because it was slow once.
@@ -112,6 +113,27 @@ def gaeanet(
 def read_log(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if kind is None or line["kind"] == kind]
+
+
+def same_but_for_speed(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
+    """Whether two logs differ in nothing but the time that things took."""
+
+    def strip(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+    return strip(a) == strip(b)
+
+
+def same_checkpoints(a: Path, b: Path) -> None:
+    """Asserts that two runs' newest checkpoints are equal bit for bit."""
+    tensors, state = load(a / "checkpoints" / "latest")
+    others, other_state = load(b / "checkpoints" / "latest")
+    assert tensors.keys() == others.keys()
+    for group, values in tensors.items():
+        assert values.keys() == others[group].keys()
+        for name, value in values.items():
+            assert torch.equal(value, others[group][name]), (group, name)
+    assert state == other_state
 
 
 @pytest.fixture
