@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -132,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: GaeanetError) -> int:
     """Says what went wrong; of several processes that refuse or stop alike, the first on each machine speaks."""
     rank = os.environ.get("RANK")
-    if isinstance(error, RunError) or os.environ.get("LOCAL_RANK", "0") == "0":
+    if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(3)  # the launcher ends all when one has ended: let the first one speak before
+    else:
         speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
         print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_code

@@ -104,7 +104,7 @@ class TrainingState:
 
         self.optimizer.zero_grad(set_to_none=True)
         parts = -(-len(labels) // (hp.max_batch_per_slot or len(labels)))
-        for part, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts)), 1):
+        for part, (x, y) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts)), 1):
             # Gradients travel between the processes once a step, with the last part.
             apart = isinstance(self._shared, DistributedDataParallel) and part < parts
             exchange = self._shared.no_sync() if apart else nullcontext()  # type: ignore[operator]

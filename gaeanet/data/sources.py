@@ -6,7 +6,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from gaeanet.config import Experiment
+from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.data.catalog import check_class_count
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.synthetic import SyntheticSource
@@ -40,14 +40,27 @@ def open_source(experiment: Experiment) -> Source:
     else:
         source = FolderSource(location)
     check_class_count(source.catalog, hp.num_classes, source.location)
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) * 2 > hp.global_batch_size:
-        raise RequestError(
-            f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
-            f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
-        )
+    _check_shares(hp)
     if hp.global_batch_size > len(source.catalog.train):
         raise RequestError(
             f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "
             f"training images of {source.location}: lower it"
         )
     return source
+
+
+def _check_shares(hp: Hyperparameters) -> None:
+    """Refuses shares or parts of one image: batch norm needs at least two."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    smallest, largest = hp.global_batch_size // processes, -(-hp.global_batch_size // processes)
+    if smallest < 2:
+        raise RequestError(
+            f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
+            f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
+        )
+    parts = -(-largest // (hp.max_batch_per_slot or largest))
+    if smallest // parts < 2:
+        raise RequestError(
+            f"hyperparameters.max_batch_per_slot {hp.max_batch_per_slot} makes parts of a single image from a share of "
+            f"{smallest}, and batch norm needs two: make it {hp.max_batch_per_slot + 1 if hp.max_batch_per_slot else 2}"
+        )
