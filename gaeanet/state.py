@@ -12,6 +12,7 @@ from torch import Tensor
 from gaeanet import __version__, checkpoint, devices
 from gaeanet.augment import normalize
 from gaeanet.config import Experiment, Hyperparameters
+from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
 from gaeanet.errors import RequestError
@@ -129,6 +130,7 @@ class TrainingState:
             "scaler": self._scaler.state_dict(),
             "hyperparameters": self._portable_hyperparameters(),
             "classes": list(catalog.classes),
+            "class_names": list(catalog.class_names),
             "data": {
                 "location": self._source.location,
                 "fingerprint": catalog.fingerprint,
@@ -154,10 +156,8 @@ class TrainingState:
                     f"hyperparameters.{key} is {value!r}, but the run to resume in {path.parent.parent} has {saved!r}: "
                     "a resumed run keeps its recipe; start another with --run-dir"
                 )
-        if state["classes"] != list(self._source.catalog.classes):
-            raise RequestError(
-                f"{self._source.location}: its classes are not those of the run to resume in {path.parent.parent}"
-            )
+        where = f"{self._source.location}, against the run to resume in {path.parent.parent}"
+        check_table(self._source.catalog, state["classes"], where)
         self.network.load_state_dict(tensors["model"])
         if self.average:
             self.average.network.load_state_dict(tensors["ema"])

@@ -14,6 +14,7 @@ from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
+from gaeanet.data.trouble import Trouble
 from gaeanet.errors import RunError
 from gaeanet.evaluate import evaluate
 from gaeanet.progress import Display
@@ -49,7 +50,8 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
             display.say(sentence)
         line: dict[str, Any] | None = None
         clock = time.monotonic()
-        for batch in _training_batches(experiment, source, context, (epoch, step)):
+        trouble = Trouble(experiment.data.max_bad, display.say)
+        for batch in trouble.watch(_training_batches(experiment, source, context, (epoch, step))):
             progress = batch.epoch + batch.step / steps
             rate = _learning_rate(progress, hp)
             dropped = schedules.drop_path_rate(progress, final=hp.drop_path_prob, epochs=hp.epochs)
@@ -59,7 +61,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
 
             if state.batches % report_every == 0 or ends_epoch:
                 clock, began = time.monotonic(), clock
-                line = _training_line(state, source, progress, hp, rate, dropped, clock - began)
+                line = _training_line(state, source, progress, hp, rate, dropped, clock - began) | trouble.line()
                 context.report(line)
                 display.report(line)
                 if not math.isfinite(line["loss"]):
@@ -71,7 +73,8 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
 
             if ends_epoch and _validates(round(progress), hp):
                 display.validating()
-                validation = _validate(state, experiment, source, context, progress)
+                validation = _validate(state, experiment, source, context, progress, trouble)
+                validation["read_retries"] = trouble.line()["read_retries"]
                 context.report(validation)
                 display.report(validation)
                 best = state.note_best(validation)
@@ -119,6 +122,7 @@ def _training_batches(experiment: Experiment, source: Source, context: LocalCont
         world_size=context.world_size,
         workers=usable_workers(experiment.data.num_workers_train),
         pin_memory=context.device.type == "cuda",
+        max_bad=experiment.data.max_bad,
     )
 
 
@@ -138,7 +142,12 @@ def _training_line(
 
 
 def _validate(
-    state: TrainingState, experiment: Experiment, source: Source, context: LocalContext, epoch: float
+    state: TrainingState,
+    experiment: Experiment,
+    source: Source,
+    context: LocalContext,
+    epoch: float,
+    trouble: Trouble,
 ) -> dict[str, Any]:
     """Counts the whole validation split with the raw and the averaged weights."""
     hp = experiment.hyperparameters
@@ -150,7 +159,7 @@ def _validate(
         pin_memory=context.device.type == "cuda",
     )
     networks = [state.network, *([state.average.network] if state.average else [])]
-    raw, *average = [meter.totals() for meter in evaluate(networks, batches, context.device)]
+    raw, *average = [meter.totals() for meter in evaluate(networks, trouble.watch(batches), context.device)]
     line = {**_where("validation", state, source, epoch, hp), "count": raw.samples, **raw.metrics()}
     for totals in average:
         line.update(totals.metrics("ema_"))

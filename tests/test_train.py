@@ -17,7 +17,9 @@ from gaeanet import train as train_module
 from gaeanet.checkpoint import load
 from gaeanet.config import load_experiment
 from gaeanet.context import LocalContext
+from gaeanet.data.source import Source
 from gaeanet.data.sources import open_source
+from gaeanet.data.trouble import Trouble
 from gaeanet.network import Cell
 
 Run = Callable[..., Result]
@@ -84,11 +86,11 @@ def test_field_report_13_validation_loss_is_plain_cross_entropy(experiment_file:
         experiment = load_experiment(path)
         source, context = open_source(experiment), LocalContext(tmp_path / "run")
         state = state_module.TrainingState(experiment, source, context.device)
-        losses.append(train_module._validate(state, experiment, source, context, 1.0)["loss"])
+        losses.append(train_module._validate(state, experiment, source, context, 1.0, Trouble(0, print))["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-class _Shuffled:
+class _Shuffled(Source):
     """A source whose training labels have nothing to do with its images."""
 
     def __init__(self, inner: Any) -> None:
