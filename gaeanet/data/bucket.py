@@ -226,7 +226,7 @@ def _reason(error: Exception) -> str:
     """Why a request failed, in a few words; raises `_Permanent` with them where trying again is of no use."""
     text = str(error).split("\n", 1)[0]
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z ]*[a-z])?", text)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
         raise _Permanent("not found (404)")
     if isinstance(error, PermissionDeniedError):
         raise _Permanent("permission denied (403)")
@@ -254,7 +254,8 @@ def _endpoint(scheme: str) -> str:
 def _settings(scheme: str) -> dict[str, str]:
     """What the clouds' own tools read and obstore does not."""
     if scheme == "gs" and (host := os.environ.get("STORAGE_EMULATOR_HOST")):
-        return {"base_url": host.rstrip("/"), "skip_signature": "true"}
+        emulator = {"gcs_base_url": host.rstrip("/"), "disable_oauth": True, "client_email": "", "private_key": ""}
+        return {"service_account_key": json.dumps({**emulator, "private_key_id": ""})}
     if scheme == "s3":
         endpoint = {"endpoint": _endpoint("s3")} if _endpoint("s3") else {}
         return {**endpoint, **({} if os.environ.get("AWS_ACCESS_KEY_ID") else _aws_profile())}

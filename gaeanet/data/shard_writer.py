@@ -56,10 +56,11 @@ def write_shards(
         where = np.zeros((count, 2), np.int64)
         digests = np.zeros((count, 16), np.uint8)
         shards[split] = []
+        keys, labels = _keys(source, split), source.catalog.split(split).labels
         for shard in range(int(number[-1]) + 1):
             indices = sequence[np.searchsorted(number, shard) : np.searchsorted(number, shard, side="right")]
             path = root / f"{split}-{shard:06d}.tar"
-            names = _names(source, split, indices)
+            names = [(keys[index], int(labels[index])) for index in indices.tolist()]
             if path.exists():
                 places, size, digest = _read_shard(path, names)
             else:
@@ -92,16 +93,17 @@ def _contents(source: Source, split: str, indices: NDArray[np.int64]) -> Iterato
             yield data
 
 
-def _names(source: Source, split: str, indices: NDArray[np.int64]) -> list[tuple[str, int]]:
-    """Key and label of each sample: its name without suffix; dots would end a key, so they become underscores."""
+def _keys(source: Source, split: str) -> list[str]:
+    """A key for each sample: its name without suffix; dots would end a key, so they become underscores."""
     samples = source.catalog.split(split)
-    used: dict[str, int] = {}
-    named = []
-    for index in indices.tolist():
+    used: set[str] = set()
+    keys = []
+    for index in range(len(samples)):
         key = os.path.splitext(samples.name(index))[0].replace(".", "_")
-        used[key] = used.get(key, 0) + 1
-        named.append((key if used[key] == 1 else f"{key}__{used[key]}", int(samples.labels[index])))
-    return named
+        key = f"{key}__{index}" if key in used else key
+        used.add(key)
+        keys.append(key)
+    return keys
 
 
 def _write_shard(
