@@ -45,7 +45,7 @@ class Proxy:
     Attributes:
         url: Where it listens.
         seen: How often each fault was made, and all requests under "requests".
-        busiest: The most requests that were under way at one time.
+        delay: Seconds that every answer takes.
     """
 
     def __init__(self, port: int, gcs: bool = False) -> None:
@@ -53,6 +53,7 @@ class Proxy:
         self.seen: Counter[str] = Counter()
         self.delay = 0.0
         self._lock = threading.Lock()
+        self._few = threading.Semaphore(4)  # the emulator's queue holds five; what is beyond waits a second
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -84,7 +85,8 @@ class Proxy:
                 if fault and fault.isdigit():
                     self.answer(int(fault), {}, b"<Error><Code>Fault</Code></Error>")
                     return
-                status, headers, data = proxy._forward(self.command, self.path, dict(self.headers), body, port, gcs)
+                with proxy._few:
+                    status, headers, data = proxy._forward(self.command, self.path, dict(self.headers), body, port, gcs)
                 if fault == "short":
                     self.close_connection = True
                     self.answer(status, headers, data, sent=len(data) // 2)

@@ -8,7 +8,7 @@ twice as fast); what it cannot do, and everything else, goes through Pillow. The
 - 16 bits are scaled to 8 (divided by 257), not cut off.
 - EXIF is ignored, rotation included, as in the published recipes; damage in it does not matter.
 - JPEGs of more than `MAX_PIXELS` are decoded at a half, a quarter or an eighth of their size; other images of
-  that size are refused.
+  that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
 - Half an image is no image: it is refused, never filled with grey.
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -85,7 +86,7 @@ def _through_pillow(data: bytes) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is MAX_PIXELS
-            with Image.open(io.BytesIO(data)) as image:
+            with _opened(data) as image:
                 _bound(image)
                 pixels = torch.from_numpy(np.asarray(_rgb(image)).copy()).permute(2, 0, 1)
     except ImageError:
@@ -101,12 +102,18 @@ def _through_pillow(data: bytes) -> Tensor:
     return _centre(pixels)
 
 
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    # Image.open refuses JPEGs of a size that draft() makes harmless.
+    return JpegImageFile(io.BytesIO(data)) if read_header(data) else Image.open(io.BytesIO(data))
+
+
 def _bound(image: ImageFile.ImageFile) -> None:
     width, height = image.size
     if width * height <= MAX_PIXELS:
         return
     shrink = next((n for n in (2, 4, 8) if width * height <= MAX_PIXELS * n * n), None)
-    if image.format != "JPEG" or shrink is None:
+    progressive = "progressive" in image.info  # libjpeg holds all of its coefficients in memory, at any scale
+    if image.format != "JPEG" or progressive or shrink is None:
         raise ImageError(f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
     image.draft(None, (-(-width // shrink), -(-height // shrink)))  # libjpeg decodes at that scale at once
 
@@ -128,7 +135,7 @@ def oddities(data: bytes) -> list[str]:
     odd = []
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with Image.open(io.BytesIO(data)) as image:
+        with _opened(data) as image:
             width, height = image.size
             if image.format not in ("JPEG", "MPO"):
                 odd.append(f"{image.format}, not JPEG")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from gaeanet.data.images import ImageError, to_pixels
 from gaeanet.data.order import positions, replacements, sample_seed, share, steps_per_epoch
 from gaeanet.data.source import Contents
 from gaeanet.data.source import Source as Source
-from gaeanet.errors import RunError
+from gaeanet.errors import GaeanetError, RunError
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -60,7 +60,33 @@ class _Block:
         return self._block
 
 
-class _TrainingBatches(Dataset[Batch]):
+class _Faithful(Dataset[Batch | GaeanetError]):
+    """Batches by position. An error comes back as a value: torch would wrap it into a worker's whole traceback."""
+
+    def __getitem__(self, position: Any) -> Batch | GaeanetError:
+        try:
+            return self.batch(position)
+        except GaeanetError as error:
+            return error
+
+    def batch(self, position: Any) -> Batch:
+        raise NotImplementedError
+
+
+class Batches:
+    """Batches as they come; iterating raises `RunError` where one could not be prepared."""
+
+    def __init__(self, loader: DataLoader[Batch | GaeanetError]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, GaeanetError):
+                raise batch
+            yield batch
+
+
+class _TrainingBatches(_Faithful):
     def __init__(
         self,
         source: Source,
@@ -77,7 +103,7 @@ class _TrainingBatches(Dataset[Batch]):
         self._share = share(global_batch, rank, world_size)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def __getitem__(self, position: tuple[int, int]) -> Batch:
+    def batch(self, position: tuple[int, int]) -> Batch:
         epoch, step = position
         source, before = self._source, self._source.retries
         if self._order is None or self._order[0] != epoch:
@@ -99,7 +125,7 @@ class _TrainingBatches(Dataset[Batch]):
             return to_pixels(data)
         except ImageError as error:
             bad.append(f"{self._source.path('train', index)}: {error}")
-            if len(bad) > self._max_bad:
+            if len(set(bad)) > self._max_bad:
                 raise RunError(f"{bad[-1]} ({too_many(self._max_bad)})") from None
             return None
 
@@ -112,7 +138,7 @@ class _TrainingBatches(Dataset[Batch]):
         raise AssertionError("replacements never end")
 
 
-class _ValidationBatches(Dataset[Batch]):
+class _ValidationBatches(_Faithful):
     """Consecutive samples; process `rank` of `world_size` has one contiguous part, and every sample is in one."""
 
     def __init__(self, source: Source, transform: Transform, batch: int, rank: int, world_size: int) -> None:
@@ -123,7 +149,7 @@ class _ValidationBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return -(-len(self._indices) // self._batch)
 
-    def __getitem__(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
         source, before = self._source, self._source.retries
         indices = self._indices[step * self._batch : (step + 1) * self._batch]
         block = _Block(len(indices))
@@ -160,13 +186,13 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
     max_bad: int = 0,
-) -> DataLoader[Batch]:
+) -> Batches:
     """All training batches from position `start` to the end of the run, this process's share of each.
 
     A batch in which more than `max_bad` images do not decode raises `RunError`; over batches the caller counts.
     """
     steps = steps_per_epoch(len(source.catalog.train), global_batch)
-    return DataLoader(
+    loader = DataLoader(
         _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad),
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
@@ -176,6 +202,7 @@ def training_batches(
         worker_init_fn=_quiet_worker,
         multiprocessing_context=_start_method(source, workers),
     )
+    return Batches(loader)
 
 
 def validation_batches(
@@ -187,9 +214,9 @@ def validation_batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Batches:
     """Each validation image once over all processes; the last batch may be smaller."""
-    return DataLoader(
+    loader = DataLoader(
         _ValidationBatches(source, transform, batch, rank, world_size),
         batch_size=None,
         num_workers=workers,
@@ -197,6 +224,7 @@ def validation_batches(
         worker_init_fn=_quiet_worker,
         multiprocessing_context=_start_method(source, workers),
     )
+    return Batches(loader)
 
 
 def _start_method(source: Source, workers: int) -> str | None:
