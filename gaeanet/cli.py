@@ -66,6 +66,21 @@ def import_(arguments: argparse.Namespace) -> None:
     )
 
 
+def prepare(arguments: argparse.Namespace) -> None:
+    """Turns ImageNet's archives, a folder tree or a bucket into class folders or shards; stopped, it continues."""
+    from gaeanet.prepare import prepare as run
+    from gaeanet.prepare import verify
+
+    if arguments.destination is None and not arguments.verify:
+        raise RequestError("prepare: give a DESTINATION to write to, or --verify to check SOURCE")
+    if arguments.destination is None and arguments.shards:
+        raise RequestError("prepare: --shards needs a DESTINATION to write to")
+    if arguments.destination is not None:
+        run(arguments.source, arguments.destination, shards=arguments.shards)
+    if arguments.verify:
+        verify(str(arguments.destination or arguments.source))
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others: one line, exit code 2."""
 
@@ -114,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         default="relu",
         help="not to be seen in weights (default: relu)",
     )
+
+    command = commands.add_parser("prepare", help="bring images into shape", description=prepare.__doc__)
+    command.set_defaults(run=prepare)
+    command.add_argument("source", metavar="SOURCE", help="directory of archives, folders or shards, or a bucket's URL")
+    command.add_argument("destination", metavar="DESTINATION", type=Path, nargs="?", help="directory to write to")
+    command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
+    command.add_argument("--verify", action="store_true", help="decode every image and report what is odd")
     return parser
 
 

@@ -38,6 +38,8 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MGT])B")
+
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "swish", "hswish"]
@@ -57,7 +59,11 @@ class Data(_Block):
     streaming: bool = True
     """Read from the bucket each time; false keeps a local copy in data_download_dir."""
     data_download_dir: str | None = None
-    """Directory of the local copy."""
+    """Directory of the local copy, and of a bucket's index (~/.cache/gaeanet where null)."""
+    cache_size: str | None = None
+    """What the local copy may take, for example `200 GB`; null for no limit."""
+    max_bad: int = Field(10, ge=0)
+    """Training images that may be passed over because they do not decode; one more ends the run."""
     generated_per_class: int = Field(500, ge=10)
     """Training images a class when images are generated; a tenth as many for validation."""
 
@@ -66,6 +72,13 @@ class Data(_Block):
     def _names_something(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or re.fullmatch(r"<.*>", value.strip())):
             raise ValueError(f"is {value!r}: name a place to read from; null (and only null) asks for generated images")
+        return value
+
+    @field_validator("cache_size")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        if value is not None and not _SIZE.fullmatch(value.strip()):
+            raise ValueError(f"is {value!r}: give a number with MB, GB or TB, for example 200 GB")
         return value
 
     @model_validator(mode="after")
@@ -80,6 +93,12 @@ class Data(_Block):
     def resolved_location(self) -> str | None:
         """The directory or URL to read from; None for generated images."""
         return f"gs://{self.bucket_name}/imagenet" if self.bucket_name is not None else self.location
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """`cache_size` in bytes."""
+        match = _SIZE.fullmatch(self.cache_size.strip()) if self.cache_size else None
+        return int(float(match[1]) * 10 ** {"M": 6, "G": 9, "T": 12}[match[2]]) if match else None
 
 
 OPERATIONAL = frozenset(

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gaeanet import __version__, checkpoint, devices
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Experiment, Hyperparameters
+from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
 from gaeanet.errors import RequestError, reason
@@ -194,6 +195,7 @@ class TrainingState:
             "scaler": self._scaler.state_dict(),
             "hyperparameters": portable_hyperparameters(self._hp),
             "classes": list(catalog.classes),
+            "class_names": list(catalog.class_names),
             "data": {
                 "location": self._source.location,
                 "fingerprint": catalog.fingerprint,
@@ -215,8 +217,9 @@ class TrainingState:
                     f"hyperparameters.{key} is {value!r}, but the run to resume in {run} has {saved!r}: "
                     "a resumed run keeps its recipe; start another with --run-dir"
                 )
-        if state["classes"] != list(self._source.catalog.classes):
-            raise RequestError(f"{self._source.location}: its classes are not those of the run to resume in {run}")
+        check_table(
+            self._source.catalog, state["classes"], f"{self._source.location}, against the run to resume in {run}"
+        )
         try:
             self.network.load_state_dict(tensors["model"])
             if self.average:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from gaeanet import __version__, devices, schedules
+from gaeanet import devices, schedules
 from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
-from gaeanet.data.order import epoch_order, share, step_seed, steps_per_epoch
+from gaeanet.data.order import step_seed, steps_per_epoch
+from gaeanet.data.trouble import Trouble
 from gaeanet.errors import RunError, Stopped, reason
 from gaeanet.evaluate import Totals, evaluate
+from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
@@ -48,7 +49,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
         if state.batches >= hp.epochs * steps and state.validated_at == state.batches:
             display.say(f"{context.run_dir}: finished after {hp.epochs} epochs, nothing to do")
             return
-        for sentence in [*_plan(experiment, source, context, state, steps), *notes]:
+        for sentence in [*plan(experiment, source, context, state, steps), *notes]:
             display.say(sentence)
         if not found:
             _save(state, context, hp)  # shows at once whether there is room
@@ -56,7 +57,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
         run = _Run(experiment, source, context, state, display, stop, steps)
         while not run.to_the_end():
             display.say(run.rewind())
-        for sentence in _closing_words(state, context):
+        for sentence in closing_words(state, context):
             display.say(sentence)
 
 
@@ -76,6 +77,7 @@ class _Run:
         self.experiment, self.source, self.context = experiment, source, context
         self.state, self.display, self.stop, self.steps = state, display, stop, steps
         self.report_every = max(1, steps // REPORTS_PER_EPOCH)
+        self.trouble = Trouble(experiment.data.max_bad, display.say)
         self.line: dict[str, Any] | None = None
         self.clock = time.monotonic()
 
@@ -83,7 +85,7 @@ class _Run:
         """Trains; False asks for a rewind."""
         hp, state, steps = self.experiment.hyperparameters, self.state, self.steps
         self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
-        for batch in self._batches():
+        for batch in self.trouble.watch(self._batches()):
             progress = state.updates / steps  # not the position in the data: a skipped step does not move the schedule
             rate = state.rate_scale * _learning_rate(progress, hp)
             dropped = schedules.drop_path_rate(progress, final=hp.drop_path_prob, epochs=hp.epochs)
@@ -114,6 +116,7 @@ class _Run:
             world_size=processes.world_size,
             workers=usable_workers(self.experiment.data.num_workers_train),
             pin_memory=processes.device.type == "cuda",
+            max_bad=self.experiment.data.max_bad,
         )
 
     def _seed(self, batch: Batch) -> int:
@@ -133,6 +136,7 @@ class _Run:
             "drop_path_rate": dropped,
             "skipped_steps": state.skipped,
             "images_per_second": totals.samples / (self.clock - began),
+            **self._troubles(),
         }
         self.context.report(self.line)
         self.display.report(self.line)
@@ -167,12 +171,18 @@ class _Run:
             pin_memory=processes.device.type == "cuda",
         )
         networks = [state.network, *([state.average.network] if state.average else [])]
-        meters = evaluate(networks, batches, processes.device)
+        meters = evaluate(networks, self.trouble.watch(batches), processes.device)
         raw, *average = [Totals.of(processes.sum(meter.sums)) for meter in meters]
         line = {**self._where("validation"), "count": raw.samples, **raw.metrics()}
         for totals in average:
             line.update(totals.metrics("ema_"))
-        return line
+        return {**line, "read_retries": self._troubles()["read_retries"]}
+
+    def _troubles(self) -> dict[str, int]:
+        """Requests repeated and images passed over since the last call, on all processes."""
+        counts = self.trouble.line()
+        sums = self.context.processes.sum(torch.tensor(list(counts.values()), device=self.context.processes.device))
+        return dict(zip(counts, map(int, sums.tolist())))
 
     def _where(self, kind: str) -> dict[str, Any]:
         """What every line of the log begins with."""
@@ -194,7 +204,7 @@ class _Run:
         hp = self.experiment.hyperparameters
         if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
             return False
-        order = epoch_order(len(self.source.catalog.train), hp.seed, batch.epoch)
+        order = self.source.epoch_order(hp.seed, batch.epoch)
         indices = order[batch.step * hp.global_batch_size : (batch.step + 1) * hp.global_batch_size]
         names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
         raise RunError(
@@ -255,49 +265,3 @@ def _learning_rate(progress: float, hp: Hyperparameters) -> float:
         gamma=hp.lr_gamma,
         decay_every=hp.lr_decay_every,
     )
-
-
-def _plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
-    """What is about to happen, before the first step."""
-    hp, catalog, processes = experiment.hyperparameters, source.catalog, context.processes
-    name = hp.genotype if isinstance(hp.genotype, str) and len(hp.genotype) < 60 else "given in full"
-    tower = state.network.auxiliary_head
-    tower_parameters = sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0
-    parameters = sum(parameter.numel() for parameter in state.network.parameters()) - tower_parameters
-    workers = usable_workers(experiment.data.num_workers_train)
-    sentences = [
-        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(processes.device)}, {state.precision}, "
-        f"{state.compilation}, {workers} worker{'s' * (workers != 1)} for training images",
-        f"cell {name} (fingerprint {hp.cell.fingerprint}): {hp.cell.to_text()}",
-        f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
-        f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
-        + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
-        f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
-        f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})",
-        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, processes.world_size)}, {steps:,} steps an epoch, "
-        f"{hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
-        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
-    ]
-    if state.batches:
-        sentences.append(f"resumed after step {state.batches:,} (epoch {state.batches / steps:.2f})")
-    return sentences
-
-
-def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
-    """How a global batch is made up: processes x images at once x parts."""
-    shares = [share(hp.global_batch_size, rank, world_size) for rank in range(world_size)]
-    sizes = sorted({part.stop - part.start for part in shares}, reverse=True)
-    parts = -(-sizes[0] // (hp.max_batch_per_slot or sizes[0]))
-    at_once = " or ".join(str(math.ceil(size / parts)) for size in sizes)
-    return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
-
-
-def _closing_words(state: TrainingState, context: LocalContext) -> list[str]:
-    words = [f"everything is in {context.run_dir}: metrics.jsonl, {CURVE}, checkpoints/best and checkpoints/latest"]
-    if state.best:
-        best = state.best[0]
-        kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
-        words.insert(0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights")
-    if state.skipped:
-        words.insert(0, f"{state.skipped} steps were skipped for a gradient that was not finite")
-    return words

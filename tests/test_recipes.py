@@ -46,7 +46,7 @@ def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_p
 
 
 def test_the_recipes_are_the_published_ones() -> None:
-    original = load_experiment(ROOT / "distributed.yaml").hyperparameters
+    original = load_experiment(ROOT / "distributed.yaml", data="somewhere").hyperparameters
     assert (original.init_channels, original.layers, original.epochs, original.global_batch_size) == (48, 14, 300, 1024)
     assert (original.learning_rate, original.lr_scheduler, original.warmup_epochs) == (0.5, "cosine", 5)
     assert (original.weight_decay, original.momentum, original.clip_gradients_l2_norm) == (3e-5, 0.9, 5)
@@ -56,7 +56,7 @@ def test_the_recipes_are_the_published_ones() -> None:
         16,
         0.999,
     )
-    paper = load_experiment(ROOT / "paper.yaml").hyperparameters
+    paper = load_experiment(ROOT / "paper.yaml", data="somewhere").hyperparameters
     assert (paper.activation, paper.do_SE, paper.auxiliary, paper.auxiliary_weight) == ("relu", False, True, 0.4)
     assert (paper.lr_scheduler, paper.epochs, paper.autoaugment, paper.cutout) == ("linear", 250, False, False)
 

@@ -17,6 +17,7 @@ from gaeanet import train as train_module
 from gaeanet.checkpoint import load
 from gaeanet.config import load_experiment
 from gaeanet.context import LocalContext
+from gaeanet.data.source import Source
 from gaeanet.data.sources import open_source
 from gaeanet.network import Cell
 
@@ -88,7 +89,7 @@ def test_field_report_13_validation_loss_is_plain_cross_entropy(
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 
-class _Shuffled:
+class _Shuffled(Source):
     """A source whose training labels have nothing to do with its images."""
 
     def __init__(self, inner: Any) -> None:

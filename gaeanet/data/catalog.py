@@ -7,14 +7,21 @@ torchvision and the ImageNet lists do), made from the training split and used fo
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.errors import RequestError
+
+IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
+"""Images of ILSVRC2012."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,12 @@ class Split:
     @classmethod
     def of(cls, samples: Iterable[tuple[str, int]]) -> Split:
         """From (name, label) pairs, in this order."""
-        pairs = list(samples)
-        encoded = [name.encode("utf-8", "surrogateescape") for name, _ in pairs]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        labels = np.array([label for _, label in pairs], dtype=np.int32)
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends, labels)
+        names, ends, labels = bytearray(), array("q"), array("i")
+        for name, label in samples:
+            names += name.encode("utf-8", "surrogateescape")
+            ends.append(len(names))
+            labels.append(label)
+        return cls(np.frombuffer(names, np.uint8), np.array(ends, np.int64), np.array(labels, np.int32))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -67,14 +75,69 @@ class Catalog:
         """Twelve hexadecimal digits that tell this data set from another: class names and every sample's name."""
         digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         for split in (self.train, self.val):
-            for array in (split.names, split.ends, split.labels):
-                digest.update(array.tobytes())
+            for values in (split.names, split.ends, split.labels):
+                digest.update(values.tobytes())
         return digest.hexdigest()[:12]
+
+    def split(self, name: str) -> Split:
+        """The split called `train` or `val`."""
+        return self.train if name == "train" else self.val
 
     @property
     def is_imagenet(self) -> bool:
         """Whether these are the thousand classes of ILSVRC2012 (named by their WordNet ids)."""
         return len(self.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What each class is called in English, where it is named by a WordNet id; its own name otherwise."""
+        known = _timm_table("imagenet_synset_to_lemma.txt")
+        return tuple(known.get(name, name) for name in self.classes)
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """The WordNet ids of ILSVRC2012's classes, sorted: a class's number is its place here."""
+    return tuple(sorted(_timm_table("imagenet_synsets.txt")))
+
+
+@cache
+def _timm_table(file: str) -> dict[str, str]:
+    """A table that timm carries, as first column -> second; read without importing timm, which would import torch."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    text = (Path(spec.origin).parent / "data" / "_info" / file).read_text(encoding="utf-8")
+    rows = (line.partition("\t") for line in text.splitlines() if line.strip())
+    return {key.strip(): value.strip() for key, _, value in rows}
+
+
+def check_imagenet_is_whole(catalog: Catalog, where: str) -> None:
+    """Raises `RequestError` where nearly all of ImageNet is there, but not all: an interrupted copy or extraction.
+
+    Fewer than nine tenths of its classes are taken for a subset made on purpose.
+    """
+    missing = sorted(set(imagenet_wnids()) - set(catalog.classes))
+    if len(missing) > 100 or not set(catalog.classes) <= set(imagenet_wnids()):
+        return
+    if missing:
+        raise RequestError(f"{where}: {_named(missing)} of ImageNet's 1000 are missing: was a copy interrupted?")
+    for name, expected in IMAGENET_COUNTS.items():
+        if (count := len(catalog.split(name))) != expected:
+            raise RequestError(
+                f"{where}: {count:,} {name} images, ImageNet has {expected:,}: was a copy or an extraction interrupted?"
+            )
+
+
+def check_table(catalog: Catalog, classes: Sequence[str], where: str) -> None:
+    """Raises `RequestError` unless the classes are those of a saved table (of a data set or checkpoint) `where`."""
+    if list(catalog.classes) == list(classes):
+        return
+    missing, extra = sorted(set(classes) - set(catalog.classes)), sorted(set(catalog.classes) - set(classes))
+    faults = [f"lack {_named(missing)}"] * bool(missing) + [f"have {_named(extra)} more"] * bool(extra)
+    raise RequestError(
+        f"{where}: the classes found {' and '.join(faults) or 'are in another order'} than its table says"
+    )
 
 
 def check_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
@@ -86,7 +149,7 @@ def check_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
         )
         raise RequestError(
             f"{where}: validation {' and '.join(faults)}: both need the same class folders"
-            + ("; is it one flat folder of images? sort them into class folders first" if not val else "")
+            + ("; is it one flat folder of images? gaeanet prepare sorts them into class folders" if not val else "")
         )
 
 

@@ -1,46 +1,67 @@
-"""Images in class folders on disk: `<root>/train/<class>/...` and `<root>/val/<class>/...` (or `validation`)."""
+"""Images in class folders on disk: `<root>/train/<class>/...` and `<root>/val/<class>/...` (or `validation`).
+
+A tree that `gaeanet prepare` made also has its class table and counts (`dataset.json`), and is held to them.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from gaeanet.data.catalog import Catalog, Split, check_classes
+from gaeanet.data.catalog import Catalog, Split, check_classes, check_table
+from gaeanet.data.source import Source
 from gaeanet.errors import RequestError, RunError
+
+TABLE = "dataset.json"
+UNFINISHED = "unfinished.json"
+"""What `gaeanet prepare` leaves beside the images: the class table when it is done, a marker until then."""
+
+KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 
 IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 """Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
 
 
-class FolderSource:
-    """A directory of class folders.
+class FolderSource(Source):
+    """A directory of class folders; a sample's name is `<class>/<path in it>`.
 
-    Attributes:
-        catalog: Its classes and samples; a sample's name is `<class>/<path in it>`.
-        location: The directory as it was given.
-        notes: What was passed over, one sentence each.
+    Args:
+        location: The directory; in Kaggle's layout the one that holds `ILSVRC/`.
+        val_classes: For a flat validation folder: the class of each file in it.
 
     Raises:
-        RequestError: The directory, a split or its classes are missing or do not fit together.
+        RequestError: The directory, a split or its classes are missing or do not fit together, or are not what the
+            table beside them says.
     """
 
-    generated = False
-
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, val_classes: Mapping[str, str] | None = None) -> None:
         self.location = location
         self.notes: list[str] = []
         root = Path(location).expanduser()
         if not root.is_dir():
             what = "is a file, not a directory" if root.exists() else "does not exist"
             raise RequestError(f"data.location: {location} {what}: it must hold train/ and val/, one folder per class")
+        if (root / UNFINISHED).exists():
+            raise RequestError(f"{root}: gaeanet prepare was stopped here before its end: run it again to finish")
+        root = images_root(root)
         self._splits = {"train": self._split_root(root, "train"), "val": self._split_root(root, "val", "validation")}
-        folders = {split: self._class_folders(path) for split, path in self._splits.items()}
-        classes = tuple(sorted(folders["train"]))
+        self._val_is_flat = val_classes is not None
+        classes = tuple(sorted(self._class_folders(self._splits["train"])))
         if not classes:
             raise RequestError(f"{self._splits['train']}: no class folders in it: images go into train/<class>/")
-        check_classes(classes, sorted(folders["val"]), str(self._splits["val"]))
-        self.catalog = Catalog(classes, self._index("train", classes), self._index("val", classes))
+        if val_classes is None:
+            check_classes(classes, sorted(self._class_folders(self._splits["val"])), str(self._splits["val"]))
+            val = self._index("val", classes)
+        else:
+            check_classes(classes, sorted(set(val_classes.values())), str(self._splits["val"]))
+            self._splits["val"] = flat_folder(self._splits["val"])
+            val = flat_split(val_classes, classes)
+        self.catalog = Catalog(classes, self._index("train", classes), val)
+        if (root / TABLE).exists():
+            check_against(read_table(root / TABLE), self.catalog, str(root))
 
     def _split_root(self, root: Path, *names: str) -> Path:
         for name in names:
@@ -77,9 +98,76 @@ class FolderSource:
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
+    def size(self, split: str, index: int) -> int:
+        path = self.path(split, index)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+
     def path(self, split: str, index: int) -> str:
         """Where a sample is, for messages."""
-        return os.path.join(self._splits[split], getattr(self.catalog, split).name(index))
+        name = self.catalog.split(split).name(index)
+        return os.path.join(
+            self._splits[split], name.split("/", 1)[1] if split == "val" and self._val_is_flat else name
+        )
+
+
+def images_root(root: Path) -> Path:
+    """Where train/ and val/ are: `root` itself, or below it in Kaggle's layout."""
+    for below in (KAGGLE, Path(*KAGGLE.parts[1:])):
+        if (root / below / "train").is_dir():
+            return root / below
+    return root
+
+
+def flat_folder(val: Path) -> Path:
+    """The folder that directly holds the validation images: `val` itself or the only folder in it."""
+    inside = [path for path in val.iterdir() if not path.name.startswith(".")]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else val
+
+
+def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
+    """The validation split of files whose class is known, as it is once they lie in class folders."""
+    numbers = {name: label for label, name in enumerate(classes)}
+    return Split.of((f"{name}/{file}", numbers[name]) for name, file in sorted((c, f) for f, c in val_classes.items()))
+
+
+def table_of(catalog: Catalog) -> dict[str, Any]:
+    """What `dataset.json` says about a data set: the classes with their English names, counts, and fingerprint."""
+    return {
+        "classes": dict(zip(catalog.classes, catalog.class_names)),
+        "counts": {
+            name: dict(zip(catalog.classes, catalog.split(name).counts(len(catalog.classes)).tolist()))
+            for name in ("train", "val")
+        },
+        "fingerprint": catalog.fingerprint,
+    }
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A data set's table; raises `RequestError` where it is damaged."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        _ = table["classes"], table["counts"]["train"], table["counts"]["val"], table["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(
+            f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file"
+        ) from None
+    return dict(table)
+
+
+def check_against(table: Mapping[str, Any], catalog: Catalog, where: str) -> None:
+    """Raises `RequestError` unless the images found are those that were prepared."""
+    check_table(catalog, list(table["classes"]), where)
+    for name in ("train", "val"):
+        counts = catalog.split(name).counts(len(catalog.classes)).tolist()
+        for label, (folder, expected) in enumerate(table["counts"][name].items()):
+            if counts[label] != expected:
+                raise RequestError(
+                    f"{where}: {counts[label]} {name} images in {folder}, {TABLE} says {expected}: was a copy "
+                    f"interrupted? (remove {TABLE} if the change was meant)"
+                )
 
 
 def _listing(path: str | Path) -> os._ScandirIterator[str]:

@@ -7,10 +7,11 @@ by workers that are started once, and may begin anywhere.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gaeanet.data.catalog import Catalog
 from gaeanet.data.images import ImageError, to_pixels
-from gaeanet.data.order import epoch_order, positions, sample_seed, share, steps_per_epoch
-from gaeanet.errors import RunError
+from gaeanet.data.order import positions, replacements, sample_seed, share, steps_per_epoch
+from gaeanet.data.source import Contents
+from gaeanet.data.source import Source as Source
+from gaeanet.errors import GaeanetError, RunError
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -32,66 +34,119 @@ class TransformOfEpoch(Protocol):
     def at(self, epoch: int) -> Transform: ...
 
 
-class Source(Protocol):
-    """Where images come from."""
-
-    catalog: Catalog
-    location: str
-    generated: bool
-    notes: list[str]
-
-    def read(self, split: str, index: int) -> bytes | NDArray[np.uint8]: ...
-
-    def path(self, split: str, index: int) -> str: ...
-
-
 class Batch(NamedTuple):
-    """Images uint8 (N, 3, H, W) in channels-last memory, labels int64 (N,), and the position they belong to."""
+    """Images uint8 (N, 3, H, W) in channels-last memory, labels int64 (N,), and the position they belong to.
+
+    `retries` counts the requests that were repeated for it, `bad` says of each image that does not decode which it is
+    and why; others stand in its place.
+    """
 
     epoch: int
     step: int
     images: Tensor
     labels: Tensor
+    retries: int = 0
+    bad: Sequence[str] = ()
 
 
-def _load(source: Source, split: str, indices: NDArray[np.int64], transform: Transform, seeds: list[int]) -> Tensor:
-    """The transformed images of `indices`, one after the other written into one block of memory."""
-    block: Tensor | None = None
-    for place, index in enumerate(indices.tolist()):
+class _Block:
+    """The images of a batch, each written into its place in one block of memory."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._block: Tensor | None = None
+
+    def __setitem__(self, place: int, image: Tensor) -> None:
+        if self._block is None:
+            self._block = torch.empty((self._count, *image.shape[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        self._block[place] = image
+
+    @property
+    def images(self) -> Tensor:
+        assert self._block is not None
+        return self._block
+
+
+class _Faithful(Dataset[Batch | GaeanetError]):
+    """Batches by position. An error comes back as a value: torch would wrap it into a worker's whole traceback."""
+
+    def __getitem__(self, position: Any) -> Batch | GaeanetError:
         try:
-            pixels = to_pixels(source.read(split, index))
-        except ImageError as error:
-            raise RunError(f"{source.path(split, index)}: {error}") from None
-        if seeds:
-            torch.default_generator.manual_seed(seeds[place])
-        image = transform(pixels)
-        if block is None:
-            block = torch.empty((len(indices), *image.shape[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        block[place] = image
-    assert block is not None
-    return block
+            return self.batch(position)
+        except GaeanetError as error:
+            return error
+
+    def batch(self, position: Any) -> Batch:
+        raise NotImplementedError
 
 
-class _TrainingBatches(Dataset[Batch]):
+class Batches:
+    """Batches as they come; iterating raises `RunError` where one could not be prepared."""
+
+    def __init__(self, loader: DataLoader[Batch | GaeanetError]) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, GaeanetError):
+                raise batch
+            yield batch
+
+
+class _TrainingBatches(_Faithful):
     def __init__(
-        self, source: Source, transform: TransformOfEpoch, global_batch: int, seed: int, rank: int, world_size: int
+        self,
+        source: Source,
+        transform: TransformOfEpoch,
+        global_batch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        max_bad: int,
     ) -> None:
         self._source, self._transform, self._seed = source, transform, seed
+        self._max_bad = max_bad
         self._global_batch = global_batch
         self._share = share(global_batch, rank, world_size)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
-    def __getitem__(self, position: tuple[int, int]) -> Batch:
+    def batch(self, position: tuple[int, int]) -> Batch:
         epoch, step = position
+        source, before = self._source, self._source.retries
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, epoch_order(len(self._source.catalog.train), self._seed, epoch)
+            self._order = epoch, source.epoch_order(self._seed, epoch)
         indices = self._order[1][step * self._global_batch : (step + 1) * self._global_batch][self._share]
-        seeds = [sample_seed(self._seed, epoch, index) for index in indices.tolist()]
-        images = _load(self._source, "train", indices, self._transform.at(epoch), seeds)
-        return Batch(epoch, step, images, torch.from_numpy(self._source.catalog.train.labels[indices]).long())
+        transform = self._transform.at(epoch)
+        block, taken, bad = _Block(len(indices)), indices.copy(), list[str]()
+        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("train", indices.tolist()))):
+            pixels = self._decoded(index, data, bad)
+            if pixels is None:
+                index, pixels = self._replacement(epoch, index, bad)
+                taken[place] = index
+            torch.default_generator.manual_seed(sample_seed(self._seed, epoch, index))
+            block[place] = transform(pixels)
+        labels = torch.from_numpy(source.catalog.train.labels[taken]).long()
+        return Batch(epoch, step, block.images, labels, source.retries - before, bad)
+
+    def _decoded(self, index: int, data: Contents, bad: list[str]) -> Tensor | None:
+        try:
+            return to_pixels(data)
+        except ImageError as error:
+            bad.append(f"{self._source.path('train', index)}: {error}")
+            if len(set(bad)) > self._max_bad:
+                raise RunError(f"{bad[-1]} ({too_many(self._max_bad)})") from None
+            return None
+
+    def _replacement(self, epoch: int, index: int, bad: list[str]) -> tuple[int, Tensor]:
+        """An image in place of one that does not decode: the same one for any number of processes."""
+        for other in replacements(len(self._source.catalog.train), self._seed, epoch, index):
+            pixels = self._decoded(other, self._source.read("train", other), bad)
+            if pixels is not None:
+                return other, pixels
+        raise AssertionError("replacements never end")
 
 
-class _ValidationBatches(Dataset[Batch]):
+class _ValidationBatches(_Faithful):
     """Consecutive samples; process `rank` of `world_size` has one contiguous part, and every sample is in one."""
 
     def __init__(self, source: Source, transform: Transform, batch: int, rank: int, world_size: int) -> None:
@@ -102,10 +157,18 @@ class _ValidationBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return -(-len(self._indices) // self._batch)
 
-    def __getitem__(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
+        source, before = self._source, self._source.retries
         indices = self._indices[step * self._batch : (step + 1) * self._batch]
-        images = _load(self._source, "val", indices, self._transform, [])
-        return Batch(0, step, images, torch.from_numpy(self._source.catalog.val.labels[indices]).long())
+        block = _Block(len(indices))
+        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("val", indices.tolist()))):
+            try:
+                block[place] = self._transform(to_pixels(data))
+            except ImageError as error:
+                # Passed over, it would change the number that is reported.
+                raise RunError(f"{source.path('val', index)}: {error}; validation needs every image") from None
+        labels = torch.from_numpy(source.catalog.val.labels[indices]).long()
+        return Batch(0, step, block.images, labels, source.retries - before)
 
 
 class _Positions:
@@ -130,18 +193,24 @@ def training_batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """All training batches from position `start` to the end of the run, this process's share of each."""
+    max_bad: int = 0,
+) -> Batches:
+    """All training batches from position `start` to the end of the run, this process's share of each.
+
+    A batch in which more than `max_bad` images do not decode raises `RunError`; over batches the caller counts.
+    """
     steps = steps_per_epoch(len(source.catalog.train), global_batch)
-    return DataLoader(
-        _TrainingBatches(source, transform, global_batch, seed, rank, world_size),
+    loader = DataLoader(
+        _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad),
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
+        multiprocessing_context=_start_method(source, workers),
     )
+    return Batches(loader)
 
 
 def validation_batches(
@@ -153,15 +222,25 @@ def validation_batches(
     world_size: int = 1,
     workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Batches:
     """Each validation image once over all processes; the last batch may be smaller."""
-    return DataLoader(
+    loader = DataLoader(
         _ValidationBatches(source, transform, batch, rank, world_size),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
+        multiprocessing_context=_start_method(source, workers),
     )
+    return Batches(loader)
+
+
+def _start_method(source: Source, workers: int) -> str | None:
+    """How to start the workers; the server that starts them has imported this module once for all of them."""
+    if not workers or source.start_method is None:
+        return None
+    multiprocessing.set_forkserver_preload([__name__])
+    return source.start_method
 
 
 def _quiet_worker(_: int) -> None:
@@ -169,6 +248,11 @@ def _quiet_worker(_: int) -> None:
     os.nice(5)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def too_many(max_bad: int) -> str:
+    """Why a run does not go on with yet another image that does not decode."""
+    return f"data.max_bad lets {max_bad} such training images pass; gaeanet prepare --verify finds them all"
 
 
 def usable_workers(asked: int) -> int:

@@ -17,7 +17,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 # Keeps the streams of different purposes apart.
-_ORDER, _SAMPLE, _STEP = 1, 2, 3
+_ORDER, _SAMPLE, _STEP, _SHARD, _REPLACEMENT = 1, 2, 3, 4, 5
 
 
 def _finish(x: int) -> int:
@@ -46,6 +46,35 @@ def _hashes(key: int, count: int) -> NDArray[np.uint64]:
 def epoch_order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which epoch `epoch` visits `count` samples: a permutation of 0..count-1."""
     return np.argsort(_hashes(_hash(_ORDER, seed, epoch), count), kind="stable")
+
+
+def windowed_order(shard_of: NDArray[np.int32], shards: int, window: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which epoch `epoch` visits samples that lie in shards: a permutation of all samples.
+
+    The shards follow each other in a seeded order, and each sample is put back by a draw of up to `window` shards. So
+    at any time the samples of `window` neighbouring shards are mixed, and each shard is read for a while and then
+    never again. Where there are no more shards than the window spans, everything is mixed with everything: the order is
+    `epoch_order`, that of images that lie in no shards.
+
+    Args:
+        shard_of: Shard of each sample, int32 (samples,).
+        shards: How many shards there are.
+        window: How many of them are mixed.
+    """
+    if shards <= window:
+        return epoch_order(len(shard_of), seed, epoch)
+    place = np.empty(shards, dtype=np.float64)
+    place[np.argsort(_hashes(_hash(_SHARD, seed, epoch), shards), kind="stable")] = np.arange(shards)
+    delay = (_hashes(_hash(_ORDER, seed, epoch), len(shard_of)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return np.argsort(place[shard_of] + window * delay, kind="stable")
+
+
+def replacements(count: int, seed: int, epoch: int, sample: int) -> Iterator[int]:
+    """Samples to take in place of `sample`, which cannot be decoded, one after the other until one can."""
+    attempt = 0
+    while True:
+        yield _hash(_REPLACEMENT, seed, epoch, sample, attempt) % count
+        attempt += 1
 
 
 def sample_seed(seed: int, epoch: int, sample: int) -> int:

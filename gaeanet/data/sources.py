@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from gaeanet.config import Experiment, Hyperparameters
+from gaeanet.config import Data, Experiment, Hyperparameters
+from gaeanet.data.archives import TRAIN, VAL, ArchiveSource
 from gaeanet.data.catalog import check_class_count
-from gaeanet.data.folder import FolderSource
+from gaeanet.data.folder import UNFINISHED, FolderSource
+from gaeanet.data.shards import INDEX, BucketShardSource, ShardSource
+from gaeanet.data.source import Source
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
-
-if TYPE_CHECKING:
-    from gaeanet.data.loader import Source
 
 GENERATED_MARGIN = 1.15
 """Generated images are this much larger than the network's input, as photographs are before the crop."""
@@ -32,13 +31,8 @@ def open_source(experiment: Experiment) -> Source:
         source = SyntheticSource(
             hp.num_classes, data.generated_per_class, round(hp.image_size * GENERATED_MARGIN), hp.seed
         )
-    elif match := re.match(r"(\w+)://", location):
-        raise RequestError(
-            f"data.location: {location}: this version reads directories, not {match[1]}:// locations; "
-            "copy the data to a directory and give that"
-        )
     else:
-        source = FolderSource(location)
+        source = open_location(location, data)
     check_class_count(source.catalog, hp.num_classes, source.location)
     _check_shares(hp)
     if hp.global_batch_size > len(source.catalog.train):
@@ -64,3 +58,35 @@ def _check_shares(hp: Hyperparameters) -> None:
             f"hyperparameters.max_batch_per_slot {hp.max_batch_per_slot} makes parts of a single image from a share of "
             f"{smallest}, and batch norm needs two: make it {hp.max_batch_per_slot + 1 if hp.max_batch_per_slot else 2}"
         )
+
+
+def open_location(location: str, data: Data | None = None) -> Source:
+    """The images at a directory or bucket URL, whatever their layout: shards, class folders or archives.
+
+    Raises:
+        RequestError: There are none, or they are not whole.
+    """
+    data = data or Data()
+    if "://" in location:
+        return _open_bucket(location, data)
+    root = Path(location).expanduser()
+    if (root / INDEX).exists() and not (root / UNFINISHED).exists():
+        return ShardSource(location)
+    if (root / TRAIN).exists() or (root / VAL).exists():
+        return ArchiveSource(location)
+    return FolderSource(location)
+
+
+def _open_bucket(location: str, data: Data) -> Source:
+    from gaeanet.data.bucket import BucketClient
+    from gaeanet.data.bucket_folder import BucketFolderSource
+
+    folder = None if data.data_download_dir is None else Path(data.data_download_dir).expanduser()
+    if not data.streaming and folder is None:
+        raise RequestError("data.streaming is false: data.data_download_dir must say where the local copy goes")
+    client = BucketClient(location)
+    client.connect()
+    cache = folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+    copy = None if data.streaming else folder
+    kind = BucketShardSource if client.head(INDEX) else BucketFolderSource
+    return kind(client, cache=cache, copy=copy, copy_limit=data.cache_bytes)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.data.catalog import Catalog, Split
+from gaeanet.data.source import Source
 
 Grid = NDArray[np.float32]
 
@@ -18,7 +19,7 @@ TEXTURES = ("plain", "stripes", "checks", "rings", "grain")
 LIGHTS = ("light on dark", "dark on light")
 
 
-class SyntheticSource:
+class SyntheticSource(Source):
     """`num_classes` classes of generated images, `per_class` of each for training and a tenth of that for validation.
 
     Args:
@@ -44,11 +45,11 @@ class SyntheticSource:
     def read(self, split: str, index: int) -> NDArray[np.uint8]:
         """The pixels of a sample, uint8 (size, size, 3)."""
         rng = np.random.default_rng([self._seed, split == "val", index])
-        return _draw(int(getattr(self.catalog, split).labels[index]), self._size, rng)
+        return _draw(int(self.catalog.split(split).labels[index]), self._size, rng)
 
     def path(self, split: str, index: int) -> str:
         """What a sample is called, for messages."""
-        return f"generated image {split}/{getattr(self.catalog, split).name(index)}"
+        return f"generated image {split}/{self.catalog.split(split).name(index)}"
 
 
 def _draw(label: int, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -1,0 +1,210 @@
+"""Images in class folders in a bucket: `<prefix>/train/<class>/...` and `<prefix>/validation/<class>/...` (or `val`).
+
+One process of a machine lists the bucket and writes what it found as an index, which all processes map. A later run
+looks whether the index still holds (the class folders, and all objects of a few of them) instead of listing a million
+objects again; what changed elsewhere is noticed when it is read, for length and digest are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaeanet.data.bucket import BucketClient, Entry
+from gaeanet.data.catalog import Catalog, Split, check_classes
+from gaeanet.data.folder import IMAGE_SUFFIXES
+from gaeanet.data.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
+from gaeanet.data.local_copy import Check, LocalCopy, locked, place_of
+from gaeanet.data.source import Source
+from gaeanet.errors import RequestError, RunError
+
+_LOOKED_AT = 4
+"""Classes of each split that are listed again to see whether an index still holds."""
+
+_SPLITS = {"train": ("train",), "val": ("validation", "val")}
+
+
+class BucketFolderSource(Source):
+    """Class folders in a bucket; a sample's name is `<class>/<path in it>`.
+
+    Args:
+        cache: Directory for the index.
+        copy: Directory for a local copy, None to read from the bucket each time; `copy_limit` bounds its bytes.
+
+    Raises:
+        RequestError: The bucket cannot be read, or a split or its classes are missing or do not fit together.
+    """
+
+    start_method = "forkserver"
+
+    def __init__(
+        self,
+        client: BucketClient,
+        *,
+        cache: Path,
+        copy: Path | None = None,
+        copy_limit: int | None = None,
+    ) -> None:
+        self.location = client.location
+        self.notes = ["read without credentials"] * client.anonymous
+        self._client = client
+        self._index = place_of(client.location, cache).with_suffix(".listing.safetensors")
+        with locked(self._index.with_suffix(".lock")):
+            if not self._index.exists() or not self._holds():
+                self._write_index()
+        self._load()
+        self._copy: LocalCopy | None = None
+        if copy is not None:
+            self._copy = LocalCopy(
+                place_of(client.location, copy), {s: self._sizes[s] for s in ("val", "train")}, copy_limit
+            )
+            self.notes.append(self._copy.note)
+
+    def _load(self) -> None:
+        arrays, facts = read_index(self._index)
+        self.catalog = catalog_from(arrays, facts["classes"])
+        self._folders: dict[str, str] = facts["folders"]
+        self._etags_are_md5: bool = facts["etags_are_md5"]
+        self._sizes = {split: arrays[f"{split}.sizes"] for split in _SPLITS}
+        self._digests = {split: arrays[f"{split}.digests"] for split in _SPLITS}
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker maps the index itself instead of getting a copy of a million entries.
+        mapped = ("catalog", "_folders", "_etags_are_md5", "_sizes", "_digests")
+        return {key: value for key, value in self.__dict__.items() if key not in mapped}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._load()
+
+    @property
+    def retries(self) -> int:
+        return self._client.retries
+
+    def size(self, split: str, index: int) -> int:
+        return int(self._sizes[split][index])
+
+    def path(self, split: str, index: int) -> str:
+        return self._client.url(self._key(split, index))
+
+    def read(self, split: str, index: int) -> bytes:
+        name, check = f"{split}/{self.catalog.split(split).name(index)}", self._check(split, index)
+        kept = self._copy is not None and self._copy.keeps(split, index)
+        if self._copy and kept and (data := self._copy.read(name, check)) is not None:
+            return data
+        try:
+            data = self._client.get(self._key(split, index), check)
+        except RunError as error:
+            raise RunError(f"{error}; if the bucket has changed, remove {self._index}") from None
+        if self._copy and kept:
+            self._copy.store(name, data)
+        return data
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[bytes]:
+        return self._client.map(partial(self.read, split), indices)
+
+    def _key(self, split: str, index: int) -> str:
+        return f"{self._folders[split]}/{self.catalog.split(split).name(index)}"
+
+    def _check(self, split: str, index: int) -> Check:
+        size, digest = int(self._sizes[split][index]), self._digests[split][index].tobytes()
+
+        def check(data: bytes) -> str | None:
+            if len(data) != size:
+                return f"{len(data)} bytes came, the listing said {size}"
+            if self._etags_are_md5 and any(digest) and hashlib.md5(data, usedforsecurity=False).digest() != digest:
+                return "the bytes have another digest than the listing said"
+            return None
+
+        return check
+
+    def _holds(self) -> bool:
+        """Whether the index on disk still says what the bucket holds, as far as a few requests can tell."""
+        try:
+            self._load()
+        except (RequestError, KeyError):
+            return False
+        for split, folder in self._folders.items():
+            samples, classes = self.catalog.split(split), self.catalog.classes
+            if tuple(self._client.folders(folder)) != classes:
+                return False
+            for label in random.sample(range(len(classes)), min(_LOOKED_AT, len(classes))):
+                found = _images(self._client.list(f"{folder}/{classes[label]}"))
+                first, last = np.searchsorted(samples.labels, [label, label + 1])
+                if [entry.key for entry in found] != [self._key(split, index) for index in range(first, last)]:
+                    return False
+                if [entry.size for entry in found] != self._sizes[split][first:last].tolist():
+                    return False
+                if not np.array_equal(_digests(found), self._digests[split][first:last]):
+                    return False
+        return True
+
+    def _write_index(self) -> None:
+        folders = {split: self._split_folder(names) for split, names in _SPLITS.items()}
+        table, val = (self._client.folders(folders[split]) for split in ("train", "val"))
+        if not table:
+            raise RequestError(f"{self._client.url(folders['train'])}: no class folders in it")
+        check_classes(table, val, self._client.url(folders["val"]))
+        arrays: Arrays = {}
+        splits = {}
+        for split, folder in folders.items():
+            splits[split], arrays[f"{split}.sizes"], arrays[f"{split}.digests"] = self._list_split(folder, table)
+        catalog = Catalog(tuple(table), splits["train"], splits["val"])
+        facts = {"classes": table, "folders": folders, "etags_are_md5": False}
+        if (first := arrays["train.digests"][0]).any():
+            # Encryption with one's own keys makes tags that look like a digest and are none: one object tells.
+            data = self._client.get(f"{folders['train']}/{catalog.train.name(0)}", lambda _: None)
+            facts["etags_are_md5"] = hashlib.md5(data, usedforsecurity=False).digest() == first.tobytes()
+        try:
+            write_index(self._index, {**catalog_arrays(catalog), **arrays}, facts)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise RequestError(f"{self._index}: cannot write the bucket's index: {reason}") from None
+
+    def _list_split(self, folder: str, table: list[str]) -> tuple[Split, NDArray[np.int64], NDArray[np.uint8]]:
+        """Samples, sizes (n,) and digests (n, 16) of all class folders, which are listed side by side."""
+        sizes: list[NDArray[np.int64]] = []
+        digests: list[NDArray[np.uint8]] = []
+
+        def samples() -> Iterator[tuple[str, int]]:
+            listings = self._client.map(self._client.list, [f"{folder}/{name}" for name in table])
+            for label, listing in enumerate(listings):
+                entries = _images(listing)
+                if not entries:
+                    raise RequestError(f"{self._client.url(folder)}/{table[label]}: no images in this class folder")
+                sizes.append(np.array([entry.size for entry in entries], np.int64))
+                digests.append(_digests(entries))
+                yield from ((entry.key[len(folder) + 1 :], label) for entry in entries)
+
+        return Split.of(samples()), np.concatenate(sizes), np.concatenate(digests)
+
+    def _split_folder(self, names: tuple[str, ...]) -> str:
+        present = self._client.folders("")
+        for name in names:
+            if name in present:
+                return name
+        raise RequestError(f"{self.location}: has no {' or '.join(f'{name}/' for name in names)} folder in it")
+
+
+def _images(entries: list[Entry]) -> list[Entry]:
+    """Those that are taken for images, as on disk: by suffix, nothing hidden; in the order of their names."""
+    return sorted(
+        entry
+        for entry in entries
+        if os.path.splitext(entry.key)[1].lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in entry.key.split("/"))
+    )
+
+
+def _digests(entries: list[Entry]) -> NDArray[np.uint8]:
+    """MD5 digests (n, 16) from entity tags; zeros where a tag is none."""
+    tags = (entry.etag if re.fullmatch("[0-9a-f]{32}", entry.etag) else "0" * 32 for entry in entries)
+    return np.frombuffer(bytes.fromhex("".join(tags)), np.uint8).reshape(-1, 16)

@@ -1,0 +1,62 @@
+"""What a run says before its first step and after its last."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from gaeanet import __version__, devices
+from gaeanet.config import Experiment, Hyperparameters
+from gaeanet.context import LocalContext
+from gaeanet.data.loader import Source, usable_workers
+from gaeanet.data.order import share
+from gaeanet.run_directory import CURVE
+from gaeanet.state import TrainingState
+
+
+def plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
+    """What is about to happen, before the first step."""
+    hp, catalog, processes = experiment.hyperparameters, source.catalog, context.processes
+    name = hp.genotype if isinstance(hp.genotype, str) and len(hp.genotype) < 60 else "given in full"
+    tower = state.network.auxiliary_head
+    tower_parameters = sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0
+    parameters = sum(parameter.numel() for parameter in state.network.parameters()) - tower_parameters
+    workers = usable_workers(experiment.data.num_workers_train)
+    sentences = [
+        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(processes.device)}, {state.precision}, "
+        f"{state.compilation}, {workers} worker{'s' * (workers != 1)} for training images",
+        f"cell {name} (fingerprint {hp.cell.fingerprint}): {hp.cell.to_text()}",
+        f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
+        f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
+        + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
+        f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
+        f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})",
+        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, processes.world_size)}, {steps:,} steps an epoch, "
+        f"{hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
+        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
+    ]
+    if state.batches:
+        sentences.append(f"resumed after step {state.batches:,} (epoch {state.batches / steps:.2f})")
+    return sentences
+
+
+def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
+    """How a global batch is made up: processes x images at once x parts."""
+    shares = [share(hp.global_batch_size, rank, world_size) for rank in range(world_size)]
+    sizes = sorted({part.stop - part.start for part in shares}, reverse=True)
+    parts = -(-sizes[0] // (hp.max_batch_per_slot or sizes[0]))
+    at_once = " or ".join(str(math.ceil(size / parts)) for size in sizes)
+    return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
+
+
+def closing_words(state: TrainingState, context: LocalContext) -> list[str]:
+    """What came of it, and where it is."""
+    words = [f"everything is in {context.run_dir}: metrics.jsonl, {CURVE}, checkpoints/best and checkpoints/latest"]
+    if state.best:
+        best = state.best[0]
+        kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
+        words.insert(0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights")
+    if state.skipped:
+        words.insert(0, f"{state.skipped} steps were skipped for a gradient that was not finite")
+    return words

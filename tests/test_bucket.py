@@ -1,0 +1,206 @@
+"""Buckets: read from real services on loopback, through a network that fails."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, make_folder, read_log
+from services import QUICK, Proxy, always, flaky, gcs, gcs_server, s3, s3_server, upload  # noqa: F401
+
+from gaeanet.augment import TrainingTransform
+from gaeanet.config import Data, Hyperparameters, load_experiment
+from gaeanet.context import LocalContext
+from gaeanet.data.bucket import BucketClient
+from gaeanet.data.bucket_folder import BucketFolderSource
+from gaeanet.data.folder import FolderSource
+from gaeanet.data.loader import training_batches
+from gaeanet.data.sources import open_location
+from gaeanet.errors import RequestError, RunError
+from gaeanet.train import train
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+
+
+def bucket(location: str, tmp_path: Path, **options: object) -> BucketFolderSource:
+    client = BucketClient(location, QUICK)
+    client.connect()
+    return BucketFolderSource(client, cache=tmp_path / "cache", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_training_from_a_bucket_equals_training_from_a_folder(
+    request: pytest.FixtureRequest, gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, scheme: str
+) -> None:
+    request.getfixturevalue("gcs" if scheme == "gs" else "s3")
+    location = f"{scheme}://photos/{tmp_path.name}"
+    upload(t3, location, lambda name: name.replace("val/", "validation/", 1))
+    config = experiment_file(data={"num_workers_train": 2, "num_workers_val": 2})
+    for name, data in (("folder", str(t3)), ("bucket", location)):
+        result = gaeanet("train", config, "--data", data, "--run-dir", name)
+        assert result.code == 0, result.err
+    logs = [[{**line, "images_per_second": 0} for line in read_log(tmp_path / name)] for name in ("folder", "bucket")]
+    assert logs[0] == logs[1]
+    assert all(line["read_retries"] == 0 for line in logs[1])
+
+
+def test_field_report_22_classes_and_labels_do_not_depend_on_listing_order(gcs: Proxy, tmp_path: Path) -> None:  # noqa: F811
+    folder = make_folder(tmp_path / "images", classes=12, train=2, val=1)
+    for split in ("train", "val"):
+        for k in range(12):
+            (folder / split / f"n{k:08d}").rename(folder / split / str(k))
+    location = "gs://photos/report-22"
+    upload(folder, location)
+    ours, theirs = bucket(location, tmp_path), FolderSource(str(folder))
+    assert ours.catalog.classes == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
+    assert ours.catalog.classes == theirs.catalog.classes
+    assert ours.catalog.fingerprint == theirs.catalog.fingerprint
+    for k in range(24):
+        assert ours.read("train", k) == theirs.read("train", k)
+
+
+def epoch_of(source: BucketFolderSource, workers: int = 0) -> tuple[int, list[int]]:
+    """Retries in an epoch of single images, and each image's pixel sum."""
+    hp = Hyperparameters(image_size=32, color_jitter=False)
+    batches = list(training_batches(source, TrainingTransform(hp), global_batch=6, epochs=1, seed=1, workers=workers))
+    return sum(b.retries for b in batches), [int(x) for b in batches for x in b.images.long().sum((1, 2, 3))]
+
+
+def test_field_report_36_an_epoch_over_a_failing_network_holds_every_image_once(
+    gcs: Proxy,
+    tmp_path: Path,
+    experiment_file: Write,
+) -> None:
+    folder = make_folder(tmp_path / "images", train=20)
+    location = "gs://photos/report-36"
+    upload(folder, location)
+    source = bucket(location, tmp_path)
+    _, plain = epoch_of(source)
+    gcs.faults = flaky(0.1, ("reset", "429", "503", "short", "stall", "other bytes"))
+    gcs.seen.clear()
+    retries, sums = epoch_of(source, workers=2)
+    failed = sum(count for fault, count in gcs.seen.items() if fault not in ("requests", "None"))
+    assert sums == plain
+    assert len(sums) == 60
+    assert retries >= failed > 0
+
+    # and in the log of a run
+    path = experiment_file(data={"location": location, "num_workers_train": 2}, epochs=1, global_batch_size=12)
+    gcs.faults = flaky(0.2, ("reset", "429", "503", "short"), seed=3)
+    gcs.seen.clear()
+    train(load_experiment(path), source, LocalContext(tmp_path / "run"))
+    lines = read_log(tmp_path / "run")
+    failed = sum(gcs.seen[fault] for fault in ("reset", "429", "503", "short"))
+    assert sum(line["read_retries"] for line in lines) >= failed > 0
+    assert lines[-1]["count"] == 9
+
+
+@pytest.mark.parametrize(("fault", "words"), [("403", "permission denied (403)"), ("404", "not found (404)")])
+def test_field_report_36_a_permanent_error_names_the_object_at_once(
+    gcs: Proxy,
+    t3: Path,
+    tmp_path: Path,
+    fault: str,
+    words: str,
+) -> None:
+    location = "gs://photos/report-36b"
+    upload(t3, location)
+    source = bucket(location, tmp_path)
+    gcs.faults = always(fault, "train_4")
+    gcs.seen.clear()
+    begin = time.monotonic()
+    with pytest.raises(RunError) as error:
+        source.read("train", 4)
+    assert time.monotonic() - begin < 5
+    assert gcs.seen[fault] == 1
+    assert source.retries == 0
+    assert f"{location}/train/n00000000/train_4.JPEG: {words}" in str(error.value)
+
+
+def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+    location = "gs://photos/report-36c"
+    upload(t3, location)
+    source = bucket(location, tmp_path)
+    for fault, words in (("503", "HTTP status 503"), ("short", "error"), ("other bytes", "another digest")):
+        gcs.faults = always(fault, "train_2")
+        with pytest.raises(RunError, match=rf"train_2.JPEG: gave up after 8 tries: .*{words}"):
+            source.read("train", 2)
+
+
+def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+    location = "gs://photos/report-35"
+    upload(t3, location)
+    source = bucket(location, tmp_path)
+    source.read("train", 0)  # the client of this process has been used
+    pid = os.fork()
+    if pid == 0:  # where forking anyway would hang, there is an error
+        try:
+            source._client.get("train/n00000000/train_0.JPEG", lambda _: None)
+        except RunError as error:
+            os._exit(7 if "before this process was forked" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    begin = time.monotonic()
+    hp = Hyperparameters(image_size=32, color_jitter=False)
+    batches = training_batches(source, TrainingTransform(hp), global_batch=6, epochs=2, seed=1, workers=2)
+    assert sum(len(batch.labels) for batch in batches) == 36
+    assert time.monotonic() - begin < 20
+
+
+def test_the_listing_is_read_once_and_looked_at_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+    location = "gs://photos/listing"
+    upload(t3, location)
+    first = bucket(location, tmp_path)
+    index = first._index
+    written = index.stat().st_mtime_ns
+    assert bucket(location, tmp_path).catalog.fingerprint == first.catalog.fingerprint
+    assert index.stat().st_mtime_ns == written
+    (t3 / "train" / "n00000001" / "another.JPEG").write_bytes(
+        (t3 / "train" / "n00000001" / "train_1.JPEG").read_bytes()
+    )
+    upload(t3, location)
+    assert len(bucket(location, tmp_path).catalog.train) == 19
+    index.write_bytes(index.read_bytes()[:300])
+    assert len(bucket(location, tmp_path).catalog.train) == 19
+
+
+def test_what_a_bucket_lacks_is_refused_by_name(
+    gcs: Proxy,
+    t3: Path,
+    tmp_path: Path,
+    gaeanet: Run,
+    experiment_file: Write,
+) -> None:
+    def refusal(location: str, **data: object) -> str:
+        with pytest.raises(RequestError) as error:
+            open_location(location, Data(**data))  # type: ignore[arg-type]
+        return str(error.value)
+
+    upload(t3 / "train", "gs://photos/no-val/train")
+    assert "gs://photos/no-val: has no validation/ or val/ folder" in refusal("gs://photos/no-val")
+    assert "gs://photos/nothing-here: has no train/ folder" in refusal("gs://photos/nothing-here")
+    assert "gs://no-such-bucket: not found (404)" in refusal("gs://no-such-bucket")
+    assert "give a directory, or gs://" in refusal("ftp://x/y")
+    assert "data_download_dir must say where" in refusal("gs://photos/no-val", streaming=False)
+    upload(t3, "gs://photos/differs")
+    upload(t3 / "train" / "n00000001", "gs://photos/differs/train/extra")
+    assert "validation lacks 1 class (extra)" in refusal("gs://photos/differs")
+
+
+def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gaeanet.data.bucket import _settings, has_credentials
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert not has_credentials("s3")
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = A\naws_secret_access_key = B%C\n")
+    (tmp_path / "config").write_text("[profile lab]\nregion = eu-west-1\n")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    assert has_credentials("s3")
+    assert _settings("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}

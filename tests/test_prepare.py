@@ -1,0 +1,290 @@
+"""`gaeanet prepare`: every known layout, killed anywhere, and honest about what is odd."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from conftest import COLOURS, Result, jpeg, make_folder
+from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+
+from gaeanet.data.catalog import imagenet_wnids
+from gaeanet.data.folder import FolderSource
+from gaeanet.data.labels import validation_classes
+from gaeanet.data.shards import ShardSource
+from gaeanet.data.sources import open_location
+from gaeanet.errors import RequestError
+from gaeanet.prepare import prepare
+
+Run = Callable[..., Result]
+
+# The devkit numbers its classes in an order of its own.
+DEVKIT_ORDER = ["n00000002", "n00000000", "n00000001"]
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def devkit(classes: list[str], mat: bool) -> dict[str, bytes]:
+    """The two files of a devkit for validation images of these classes, in the order of their names."""
+    numbers = [DEVKIT_ORDER.index(name) + 1 for name in classes]
+    files = {"data/ILSVRC2012_validation_ground_truth.txt": "".join(f"{n}\n" for n in numbers).encode()}
+    if mat:
+        kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
+        table = np.array([(n, wnid, "a thing", 0) for n, wnid in enumerate(DEVKIT_ORDER, 1)], dtype=kinds)
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"synsets": table.reshape(-1, 1)}, do_compression=True)
+        files["data/meta.mat"] = buffer.getvalue()
+    else:
+        lines = [f"{wnid} {n} thing_{n}" for n, wnid in enumerate(DEVKIT_ORDER, 1)]
+        files["data/map_clsloc.txt"] = "\n".join(lines).encode()
+    return files
+
+
+def archives(root: Path, train: int = 20, val: int = 3, mat: bool = True) -> list[str]:
+    """Tiny ILSVRC2012 archives of three classes, with the devkit; returns the class of each validation image."""
+    root.mkdir(parents=True)
+    inner = {}
+    for label in range(3):
+        images = {f"n{label:08d}_{k}.JPEG": jpeg(COLOURS[label], (40, 48), 100 * label + k) for k in range(train)}
+        inner[f"n{label:08d}.tar"] = tar_of(images)
+    (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
+    labels = [k % 3 for k in range(3 * val)]
+    names = [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(3 * val)]
+    images = {name: jpeg(COLOURS[label], (48, 40), 1000 + k) for k, (name, label) in enumerate(zip(names, labels))}
+    (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(dict(reversed(images.items()))))
+    classes = [f"n{label:08d}" for label in labels]
+    with tarfile.open(root / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        for name, data in devkit(classes, mat).items():
+            member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return classes
+
+
+def tree_hash(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize("mat", [True, False])
+def test_field_report_21_devkit_numbers_are_never_labels(tmp_path: Path, mat: bool) -> None:
+    expected = archives(tmp_path / "archives", mat=mat)
+    prepare(str(tmp_path / "archives"), tmp_path / "images", shards=False)
+    for k, wnid in enumerate(expected):
+        assert (tmp_path / "images" / "val" / wnid / f"ILSVRC2012_val_{k + 1:08d}.JPEG").exists()
+    source = FolderSource(str(tmp_path / "images"))
+    assert source.catalog.classes == ("n00000000", "n00000001", "n00000002")
+    assert source.catalog.val.counts(3).tolist() == [3, 3, 3]
+    assert float(np.mean(source.catalog.val.labels == 0)) == pytest.approx(1 / 3)
+
+
+def test_archives_folders_and_shards_are_one_data_set(gaeanet: Run, tmp_path: Path) -> None:
+    archives(tmp_path / "archives")
+    result = gaeanet("prepare", tmp_path / "archives", tmp_path / "images")
+    assert result.code == 0, result.err
+    assert "3 classes, 60 training and 9 validation images" in result.out
+    assert gaeanet("prepare", tmp_path / "images", tmp_path / "from-folders", "--shards").code == 0
+    assert gaeanet("prepare", tmp_path / "archives", tmp_path / "from-archives", "--shards").code == 0
+    assert gaeanet("prepare", tmp_path / "from-archives", tmp_path / "and-back").code == 0
+    assert tree_hash(tmp_path / "from-folders") == tree_hash(tmp_path / "from-archives")
+    assert tree_hash(tmp_path / "and-back") == tree_hash(tmp_path / "images")
+    fingerprints = {
+        open_location(str(tmp_path / name)).catalog.fingerprint for name in ("archives", "images", "from-archives")
+    }
+    assert len(fingerprints) == 1
+    again = gaeanet("prepare", tmp_path / "archives", tmp_path / "images")
+    assert again.code == 0
+    assert "already holds all of" in again.out
+
+
+def test_field_report_20_a_flat_validation_folder_is_sorted_or_refused(
+    gaeanet: Run, experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, below in (("flat", ""), ("deeper", "ILSVRC2012_img_val")):
+        root = make_folder(tmp_path / name)
+        flat = tmp_path / f"{name}-val"
+        (flat / below).mkdir(parents=True)
+        truth = []
+        for number, path in enumerate(sorted((root / "val").glob("*/*")), 1):
+            truth.append(path.parent.name)
+            path.rename(flat / below / f"ILSVRC2012_val_{number:08d}.JPEG")
+        for folder in (root / "val").iterdir():
+            folder.rmdir()
+        (root / "val").rmdir()
+        flat.rename(root / "val")
+        refused = gaeanet("train", experiment_file(), "--data", root)
+        assert refused.code == 2
+        assert "validation lacks 3 classes" in refused.err
+        assert "gaeanet prepare sorts them" in refused.err or below
+        unknown = gaeanet("prepare", root, tmp_path / f"{name}-out")
+        assert unknown.code == 2
+        assert "the classes of its 9 validation images are not known" in unknown.err or "of class" in unknown.err
+        for file, data in devkit(truth, mat=False).items():
+            (root / Path(file).name).write_bytes(data)
+        assert gaeanet("prepare", root, tmp_path / f"{name}-out").code == 0
+        source = FolderSource(str(tmp_path / f"{name}-out"))
+        assert source.catalog.val.counts(3).tolist() == [3, 3, 3]
+        assert (
+            gaeanet("train", experiment_file(epochs=1), "--data", tmp_path / f"{name}-out", "--run-dir", name).code == 0
+        )
+
+
+def test_field_report_30_kaggles_layout_is_read(gaeanet: Run, tmp_path: Path) -> None:
+    root = tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC"
+    made = make_folder(tmp_path / "made")
+    root.mkdir(parents=True)
+    (made / "train").rename(root / "train")
+    (root / "val").mkdir()
+    lines = ["ImageId,PredictionString"]
+    for number, path in enumerate(sorted((made / "val").glob("*/*")), 1):
+        lines.append(f"ILSVRC2012_val_{number:08d},{path.parent.name} 1 2 3 4 {path.parent.name} 5 6 7 8")
+        path.rename(root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG")
+    (tmp_path / "kaggle" / "LOC_val_solution.csv").write_text("\n".join(lines))
+    result = gaeanet("prepare", tmp_path / "kaggle", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert FolderSource(str(tmp_path / "out")).catalog.val.counts(3).tolist() == [3, 3, 3]
+
+
+def test_field_report_30_a_ready_tree_needs_no_archive(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
+    assert gaeanet("prepare", t3, "--verify").code == 0
+    assert gaeanet("prepare", t3, tmp_path / "copy").code == 0
+    assert FolderSource(str(t3)).catalog.fingerprint == FolderSource(str(tmp_path / "copy")).catalog.fingerprint
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import gaeanet.prepare as p
+from gaeanet.data.archives import ArchiveSource
+read, count, limit = ArchiveSource.read, [0], int(sys.argv[3])
+def slow(self, split, index):
+    count[0] += 1
+    if count[0] > limit:
+        Path(sys.argv[2] + ".here").touch()
+        time.sleep(60)
+    return read(self, split, index)
+ArchiveSource.read = slow
+p.prepare(sys.argv[1], Path(sys.argv[2]), shards=sys.argv[4] == "shards", shard_bytes=8000)
+"""
+
+
+@pytest.mark.parametrize("form", ["folders", "shards"])
+def test_field_report_30_killed_anywhere_and_run_again_it_ends_identical(tmp_path: Path, form: str) -> None:
+    archives(tmp_path / "archives")
+    prepare(str(tmp_path / "archives"), tmp_path / "straight", shards=form == "shards", shard_bytes=8000)
+    killed = tmp_path / "killed"
+    for limit in (1, 7, 12, 30, 63):  # images read by each attempt before it is killed; it goes on where it was
+        process = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path / "archives", killed, str(limit), form])
+        here = Path(f"{killed}.here")
+        deadline = time.monotonic() + 60
+        while not here.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.poll() is None:
+            with pytest.raises(RequestError, match="was stopped here before its end: run it again"):
+                open_location(str(killed))
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        here.unlink(missing_ok=True)
+    prepare(str(tmp_path / "archives"), killed, shards=form == "shards", shard_bytes=8000)
+    assert tree_hash(killed) == tree_hash(tmp_path / "straight")
+
+
+def test_field_report_30_an_archive_cut_short_is_named(gaeanet: Run, tmp_path: Path) -> None:
+    archives(tmp_path / "a")
+    outer = tmp_path / "a" / "ILSVRC2012_img_train.tar"
+    whole = outer.read_bytes()
+    for cut in (len(whole) // 2, len(whole) // 2 // 512 * 512, 100):
+        outer.write_bytes(whole[:cut])
+        result = gaeanet("prepare", tmp_path / "a", tmp_path / "out")
+        assert result.code == 2
+        assert ".tar" in result.err
+        assert "download it again" in result.err
+    inner = tar_of({f"n00000001_{k}.JPEG": jpeg(COLOURS[1], (40, 48), k) for k in range(20)})
+    for cut in (len(inner) // 2, len(inner) // 2 // 512 * 512):
+        outer.write_bytes(tar_of({"n00000000.tar": tar_of({"n00000000_1.JPEG": b"x"}), "n00000001.tar": inner[:cut]}))
+        result = gaeanet("prepare", tmp_path / "a", tmp_path / "out")
+        assert result.code == 2
+        assert "n00000001.tar in " in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_field_report_30_a_tree_that_lost_images_after_prepare_is_refused(
+    gaeanet: Run, t3: Path, tmp_path: Path
+) -> None:
+    assert gaeanet("prepare", t3, tmp_path / "out").code == 0
+    (tmp_path / "out" / "train" / "n00000001" / "train_3.JPEG").unlink()
+    with pytest.raises(RequestError, match=r"5 train images in n00000001, dataset.json says 6: was a copy interrupted"):
+        FolderSource(str(tmp_path / "out"))
+
+
+def test_validation_labels_come_from_the_package_where_there_is_no_devkit(tmp_path: Path) -> None:
+    files = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 50_001)]
+    classes = validation_classes(tmp_path, files, imagenet_wnids())
+    # the first five of the official list, ILSVRC2012_validation_ground_truth.txt: 490 361 171 822 297
+    assert [classes[name] for name in files[:5]] == ["n01751748", "n09193705", "n02105855", "n04263257", "n03125729"]
+    assert set(np.unique(list(classes.values()), return_counts=True)[1]) == {50}
+
+
+def test_what_prepare_refuses(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
+    def refusal(*arguments: object) -> str:
+        result = gaeanet("prepare", *arguments)
+        assert result.code == 2
+        assert result.err.count("\n") == 1
+        return result.err
+
+    assert "give a DESTINATION" in refusal(t3)
+    assert "--shards needs a DESTINATION" in refusal(t3, "--shards", "--verify")
+    assert "does not exist" in refusal(tmp_path / "none", tmp_path / "out")
+    assert "is not empty" in refusal(t3, t3)
+    assert "is not empty" in refusal(t3, tmp_path)
+    assert gaeanet("prepare", t3, tmp_path / "out").code == 0
+    assert "already holds these images in the other form" in refusal(t3, tmp_path / "out", "--shards")
+    other = make_folder(tmp_path / "other", train=2)
+    assert "already holds other images" in refusal(other, tmp_path / "out")
+    archives(tmp_path / "lonely")
+    (tmp_path / "lonely" / "ILSVRC2012_img_val.tar").unlink()
+    assert "ILSVRC2012_img_val.tar: missing" in refusal(tmp_path / "lonely", tmp_path / "out2")
+    if os.geteuid() != 0:
+        assert "cannot be written" in refusal(t3, "/proc/nowhere")
+
+
+def test_a_bucket_is_prepared_into_shards(gcs: Proxy, gaeanet: Run, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+    upload(t3, "gs://photos/to-prepare")
+    result = gaeanet("prepare", "gs://photos/to-prepare", tmp_path / "shards", "--shards")
+    assert result.code == 0, result.err
+    ours, theirs = ShardSource(str(tmp_path / "shards")), FolderSource(str(t3))
+    assert [ours.read("train", k) for k in range(18)] == [theirs.read("train", k) for k in range(18)]
+
+
+def test_field_report_28_verify_names_what_does_not_decode(gaeanet: Run, t3: Path) -> None:
+    bad = [t3 / "train" / "n00000001" / name for name in ("train_1.JPEG", "train_2.JPEG", "train_3.JPEG")]
+    bad[0].write_bytes(bad[0].read_bytes()[:600])
+    bad[1].write_bytes(b"")
+    bad[2].write_text("<html>not found</html>")
+    result = gaeanet("prepare", t3, "--verify")
+    assert result.code == 1
+    assert "24 of 27 images decode" in result.out
+    for path, reason in zip(bad, ("damaged image", "empty file", "not an image")):
+        assert f"{path}: {reason}" in result.out
+    assert "3 images do not decode" in result.err

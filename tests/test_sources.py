@@ -1,0 +1,235 @@
+"""Law 4: the same images as folder, bucket, shards and shards in a bucket are the same data set."""
+
+from __future__ import annotations
+
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, make_folder
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+
+from gaeanet.augment import TrainingTransform
+from gaeanet.config import Data, Hyperparameters
+from gaeanet.data import order
+from gaeanet.data.catalog import Catalog, Split, check_imagenet_is_whole, imagenet_wnids
+from gaeanet.data.images import to_pixels
+from gaeanet.data.loader import training_batches
+from gaeanet.data.shards import BucketShardSource, ShardSource
+from gaeanet.data.source import Source
+from gaeanet.data.sources import open_location
+from gaeanet.errors import RequestError, RunError
+from gaeanet.prepare import prepare
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """300 images for training and 60 for validation, of ten classes; some with odd names, one a PNG."""
+    root = make_folder(tmp_path / "photos", classes=10, train=30, val=6)
+    folder = root / "train" / "n00000003"
+    (folder / "train_1.JPEG").rename(folder / "a b.c.ä.JPEG")
+    (folder / "train_2.JPEG").rename(folder / f"{'long' * 40}.jpg")
+    (folder / "train_3.JPEG").rename(folder / "a b_c_ä.JPEG")
+    image = to_pixels((folder / "train_4.JPEG").read_bytes()).permute(1, 2, 0).numpy()
+    Image.fromarray(image).save(folder / "train_4.JPEG", "PNG")
+    return root
+
+
+def draws(source: Source, **options: int) -> list[tuple[list[int], list[int]]]:
+    hp = Hyperparameters(image_size=32, color_jitter=False)
+    batches = training_batches(source, TrainingTransform(hp), global_batch=30, epochs=1, seed=5, **options)
+    return [(b.images.long().sum((1, 2, 3)).tolist(), b.labels.tolist()) for b in batches]
+
+
+def test_law_4_folder_bucket_shards_and_shards_in_a_bucket_are_one_data_set(
+    gcs: Proxy,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    shards = tmp_path / "shards"
+    prepare(str(photos), shards, shards=True, shard_bytes=30_000)
+    assert 5 < len(list(shards.glob("train-*.tar"))) <= 16
+    upload(photos, "gs://photos/law-4/folder", lambda name: name.replace("val/", "validation/", 1))
+    upload(shards, "gs://photos/law-4/shards")
+    places = [str(photos), "gs://photos/law-4/folder", str(shards), "gs://photos/law-4/shards"]
+    sources = [open_location(place) for place in places]
+    assert [type(source).__name__ for source in sources] == [
+        "FolderSource",
+        "BucketFolderSource",
+        "ShardSource",
+        "BucketShardSource",
+    ]
+    first = sources[0].catalog
+    orders = [first_order.tolist() for first_order in (sources[0].epoch_order(5, e) for e in range(2))]
+    pixels = {
+        split: [to_pixels(sources[0].read(split, k)) for k in range(len(first.split(split)))]
+        for split in ("train", "val")
+    }
+    for source in sources[1:]:
+        assert source.catalog.classes == first.classes
+        assert source.catalog.fingerprint == first.fingerprint
+        assert [source.epoch_order(5, epoch).tolist() for epoch in range(2)] == orders
+        for split, images in pixels.items():
+            assert source.catalog.split(split).labels.tolist() == first.split(split).labels.tolist()
+            for k, image in enumerate(images):
+                assert torch.equal(to_pixels(source.read(split, k)), image)
+    plain = draws(sources[0])
+    for source in sources[1:]:
+        assert draws(source, workers=2) == plain
+
+
+def test_any_tool_reads_the_shards(photos: Path, tmp_path: Path) -> None:
+    import webdataset
+
+    shards = tmp_path / "shards"
+    prepare(str(photos), shards, shards=True, shard_bytes=100_000)
+    source = ShardSource(str(shards))
+    names = [source.catalog.train.name(k) for k in range(300)]
+    expected = sorted((source.read("train", k), int(source.catalog.train.labels[k])) for k in range(300))
+    urls = [str(path) for path in sorted(shards.glob("train-*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert sorted((sample["jpg"], int(sample["cls"])) for sample in samples) == expected
+    assert len({sample["__key__"] for sample in samples}) == 300
+    assert all(sample["__key__"].split("/")[0] == f"n{int(sample['cls']):08d}" for sample in samples)
+    with tarfile.open(urls[0]) as tar:
+        assert tar.getnames()[0].endswith(".jpg")
+        assert tar.getnames()[1].endswith(".cls")
+    assert f"n00000003/{'long' * 40}.jpg" in names
+
+
+def test_field_report_33_batches_are_mixed_and_epochs_differ(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "photos", classes=10, train=30, val=1)
+    shards = tmp_path / "shards"
+    prepare(str(root), shards, shards=True, shard_bytes=8_000)
+    source = ShardSource(str(shards))
+    assert len(source._shards["train"]) > 2 * 16  # more than the window
+    orders = [source.epoch_order(0, epoch) for epoch in range(3)]
+    for sequence in orders:
+        assert sorted(sequence) == list(range(300))
+        distinct = [len(set(source.catalog.train.labels[sequence[k : k + 16]])) for k in range(0, 288, 16)]
+        assert np.mean(distinct) > 5
+        assert min(distinct) > 1
+    assert orders[0].tolist() != orders[1].tolist() != orders[2].tolist()
+    assert source.epoch_order(0, 0).tolist() == orders[0].tolist()
+    assert source.epoch_order(1, 0).tolist() != orders[0].tolist()
+    # in the batches of persistent workers too
+    assert draws(source, workers=2) == draws(source)
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 8), st.integers(0, 2**63 - 1), st.integers(0, 99))
+def test_a_windowed_order_visits_every_sample_and_few_shards_at_a_time(
+    shards: int, each: int, window: int, seed: int, epoch: int
+) -> None:
+    shard_of = np.repeat(np.arange(shards, dtype=np.int32), each)
+    sequence = order.windowed_order(shard_of, shards, window, seed, epoch)
+    assert sorted(sequence) == list(range(shards * each))
+    if shards <= window:
+        assert sequence.tolist() == order.epoch_order(shards * each, seed, epoch).tolist()
+        return
+    seen = shard_of[sequence]
+    first = {shard: np.flatnonzero(seen == shard)[0] for shard in range(shards)}
+    last = {shard: np.flatnonzero(seen == shard)[-1] for shard in range(shards)}
+    for position in range(len(seen)):
+        assert sum(first[shard] <= position <= last[shard] for shard in range(shards)) <= window + 1
+
+
+def test_field_report_31_every_process_has_the_same_number_of_batches(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    root = make_folder(tmp_path / "photos", classes=3, train=3, val=1)
+    for name, shard_bytes, world, workers in (("three", 2_500, 2, 0), ("one", 10**6, 2, 2)):
+        shards = tmp_path / name
+        prepare(str(root), shards, shards=True, shard_bytes=shard_bytes)
+        source = ShardSource(str(shards))
+        counts = np.bincount(source._where["train"][0])
+        assert (len(counts) == 1) if name == "one" else (len(set(counts)) > 1)
+        hp = Hyperparameters(image_size=32, color_jitter=False)
+        parts = [
+            list(
+                training_batches(
+                    source,
+                    TrainingTransform(hp),
+                    global_batch=3,
+                    epochs=1,
+                    seed=0,
+                    rank=rank,
+                    world_size=world,
+                    workers=workers,
+                )
+            )
+            for rank in range(world)
+        ]
+        assert {len(part) for part in parts} == {3}
+        assert sum(len(batch.labels) for part in parts for batch in part) == 9
+        assert sorted(x for part in parts for b in part for x in b.labels.tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert time.monotonic() - begin < 20
+
+
+def test_shards_that_are_not_whole_are_refused_by_name(photos: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    prepare(str(photos), shards, shards=True, shard_bytes=100_000)
+    source = ShardSource(str(shards))
+    victim = shards / "train-000001.tar"
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:5000])
+    with pytest.raises(RequestError, match=r"train-000001.tar: has 5,000 bytes, the index says"):
+        ShardSource(str(shards))
+    victim.write_bytes(bytes(len(whole)))
+    index = next(k for k in range(300) if int(source._where["train"][0][k]) == 1)
+    with pytest.raises(RunError, match=r"train-000001.tar: n.* have another digest .* copy or prepare the shard again"):
+        ShardSource(str(shards)).read("train", index)
+    victim.unlink()
+    with pytest.raises(RequestError, match=r"train-000001.tar: missing: was a copy interrupted"):
+        ShardSource(str(shards))
+    (shards / "index.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(RequestError, match="not an index that gaeanet wrote"):
+        ShardSource(str(shards))
+
+
+def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+    for name, shard_bytes in (("a", 100_000), ("b", 60_000)):
+        prepare(str(photos), tmp_path / name, shards=True, shard_bytes=shard_bytes)
+        upload(tmp_path / name, "gs://photos/changing")
+        source = open_location("gs://photos/changing")
+        assert isinstance(source, BucketShardSource)
+        assert source.read("train", 17) == ShardSource(str(tmp_path / name)).read("train", 17)
+    (tmp_path / "b" / "val-000000.tar").write_bytes(b"short")
+    upload(tmp_path / "b", "gs://photos/changing")
+    with pytest.raises(RequestError, match=r"gs://photos/changing/val-000000.tar: has 5 bytes, the index says"):
+        open_location("gs://photos/changing")
+
+
+def test_a_catalog_of_imagenets_size_is_small_and_all_of_imagenet_is_asked_for() -> None:
+    wnids = imagenet_wnids()
+    assert len(wnids) == 1000
+    assert (wnids[0], wnids[-1]) == ("n01440764", "n15075141")
+
+    def catalog(classes: tuple[str, ...]) -> Catalog:
+        split = Split.of((f"{name}/x.JPEG", label) for label, name in enumerate(classes))
+        return Catalog(classes, split, split)
+
+    assert catalog(wnids).class_names[0] == "tench, Tinca tinca"
+    assert catalog(("cat",)).class_names == ("cat",)
+    with pytest.raises(
+        RequestError, match=r"1000 train images, ImageNet has 1,281,167|1,000 train images, ImageNet has"
+    ):
+        check_imagenet_is_whole(catalog(wnids), "there")
+    with pytest.raises(RequestError, match=r"there: 3 classes \(n01443537, n01484850, n01491361\) of ImageNet's 1000"):
+        check_imagenet_is_whole(catalog((wnids[0], *wnids[4:])), "there")
+    check_imagenet_is_whole(catalog(wnids[:10]), "a subset made on purpose")
+    check_imagenet_is_whole(catalog(("cat", "dog")), "other classes")
+
+
+def test_data_settings_are_checked() -> None:
+    assert Data(cache_size="1.5 GB").cache_bytes == 1_500_000_000
+    assert Data().cache_bytes is None
+    with pytest.raises(ValueError, match="give a number with MB, GB or TB"):
+        Data(cache_size="lots")
