@@ -2,12 +2,13 @@
 # make train     trains const.yaml (generated images, minutes) to its end
 # make test      the whole test suite
 # make check     linters and types
+# make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about an hour on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test check format
+.PHONY: install train test check format timm-tests
 
 install: $(READY)
 
@@ -27,6 +28,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+timm-tests: $(READY)
+	$(BIN)/python tests/timm_suite.py $(NAMES)
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -8,12 +8,16 @@ device, a whole batch at once (`normalize`).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torchvision.transforms.v2 as transforms
 import torchvision.transforms.v2.functional as TF
 from torch import Tensor
+
+from gaeanet import schedules
 
 if TYPE_CHECKING:
     from gaeanet.config import Hyperparameters
@@ -73,7 +77,8 @@ class TrainingTransform:
     """The augmentation that the hyperparameters ask for."""
 
     def __init__(self, hyperparameters: Hyperparameters) -> None:
-        self._size = hyperparameters.image_size
+        self._sizes = hyperparameters.training_sizes
+        self._epochs = hyperparameters.epochs
         self._min_area = hyperparameters.crop_min_area
         self._cutout = hyperparameters.cutout_length if hyperparameters.cutout else 0
         self._colour: list[transforms.Transform] = []
@@ -84,9 +89,14 @@ class TrainingTransform:
         if hyperparameters.color_jitter:
             self._colour.append(transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.2))
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def at(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        """The transform of an epoch."""
+        first, last = self._sizes
+        return partial(self._apply, size=schedules.image_size(epoch, first=first, last=last, epochs=self._epochs))
+
+    def _apply(self, image: Tensor, size: int) -> Tensor:
         top, left, height, width = crop_box(image.shape[1], image.shape[2], self._min_area)
-        image = TF.resized_crop(image, top, left, height, width, [self._size, self._size], antialias=True)
+        image = TF.resized_crop(image, top, left, height, width, [size, size], antialias=True)
         if torch.rand(()).item() < 0.5:
             image = image.flip(2)
         if self._colour:

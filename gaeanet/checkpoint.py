@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})")
@@ -29,8 +29,20 @@ State = dict[str, Any]
 """Plain values (numbers, texts, lists, mappings) that go into the manifest."""
 
 
+def name_of(step: int) -> str:
+    """What the checkpoint of an optimizer step is called."""
+    return f"step-{step:09d}"
+
+
 def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
-    """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory.
+    """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory; see `write`."""
+    path = folder / name_of(step)
+    write(path, step, tensors, state)
+    return path
+
+
+def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
+    """Writes the checkpoint directory `final`, replacing one that is there.
 
     Args:
         tensors: Groups of named tensors; each group becomes `<group>.safetensors`.
@@ -39,10 +51,9 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     Raises:
         RunError: The disk is full or cannot be written; what was there before is untouched.
     """
-    final = folder / f"step-{step:09d}"
-    draft = folder / f".{final.name}.{os.getpid()}"
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        final.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
         digests = {}
@@ -57,14 +68,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         _flush(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _flush(folder)
+        _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise RunError(
-            f"{final}: cannot save the checkpoint: {reason.lower()}; earlier checkpoints are untouched"
+            f"{final}: cannot save the checkpoint: {reason(error)}; is the disk full? earlier ones are whole"
         ) from None
-    return final
 
 
 def point(folder: Path, name: str, target: Path) -> None:
@@ -82,11 +91,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
 
 
-def prune(folder: Path, keep_latest: int) -> None:
-    """Removes all but the newest checkpoints and those that a link leads to, and what a killed process left over."""
-    linked = {path.resolve().name for path in folder.iterdir() if path.is_symlink()}
+def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
+    """Removes all but the newest checkpoints and those of the steps to keep, and what a killed process left over."""
+    kept = {name_of(step) for step in keep}
     for path in checkpoints(folder)[: -keep_latest or None]:
-        if path.name not in linked:
+        if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)

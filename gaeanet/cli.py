@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from gaeanet import __version__
-from gaeanet.errors import GaeanetError, RequestError
+from gaeanet.errors import GaeanetError, RequestError, RunError
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -21,12 +22,18 @@ def train(arguments: argparse.Namespace) -> None:
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
     source = open_source(experiment)
-    check_run_dir(run_dir, arguments.resume)
+    # torchrun starts failed processes again with the same arguments: what they then find is their own run.
+    if os.environ.get("RANK", "0") == "0":
+        check_run_dir(run_dir, arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
 
     from gaeanet.context import LocalContext
     from gaeanet.train import train as run
 
-    run(experiment, source, LocalContext(run_dir))
+    context = LocalContext(run_dir)
+    try:
+        run(experiment, source, context)
+    finally:
+        context.processes.leave()
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -39,6 +46,23 @@ def plot(arguments: argparse.Namespace) -> None:
     output = arguments.output or (runs[0] / CURVE if len(runs) == 1 else Path("curves.png"))
     draw_curves(logs, output)
     print(f"wrote {output}")
+
+
+def import_(arguments: argparse.Namespace) -> None:
+    """Makes a checkpoint from a state dict of the DARTS family (DARTS, P-DARTS, PC-DARTS; .pt, .pth, .safetensors)."""
+    from gaeanet.genotypes import read_genotype
+
+    if arguments.genotype:
+        read_genotype(arguments.genotype)
+
+    from gaeanet.weights_import import import_weights
+
+    hp = import_weights(arguments.file, arguments.checkpoint, arguments.genotype, arguments.activation)
+    print(
+        f"wrote {arguments.checkpoint}: cell {hp.cell.fingerprint}, {hp.layers} cells, {hp.init_channels} channels, "
+        f"{hp.activation}, {hp.num_classes} classes, {hp.stem} stem{', squeeze-excite' * hp.do_SE}"
+        f"{', auxiliary tower' * hp.auxiliary}"
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,6 +101,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
     )
+
+    command = commands.add_parser("import", help="take over weights from elsewhere", description=import_.__doc__)
+    command.set_defaults(run=import_)
+    command.add_argument("file", metavar="FILE", type=Path, help="the file of weights")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to make")
+    command.add_argument("--genotype", help="the cell, where names and shapes do not tell")
+    command.add_argument(
+        "--activation",
+        choices=("relu", "swish", "hswish"),
+        default="relu",
+        help="not to be seen in weights (default: relu)",
+    )
     return parser
 
 
@@ -86,12 +122,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
     except GaeanetError as error:
-        print(f"gaeanet: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
     except KeyboardInterrupt:
         print("gaeanet: interrupted; continue with --resume from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(error: GaeanetError) -> int:
+    """Says what went wrong; of several processes that refuse or stop alike, the first on each machine speaks."""
+    rank = os.environ.get("RANK")
+    if isinstance(error, RunError) or os.environ.get("LOCAL_RANK", "0") == "0":
+        speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
+        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":

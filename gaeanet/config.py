@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.fields import FieldInfo
 
 from gaeanet import genotypes
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, did_you_mean, reason
 
 CLUSTER_KEYS = frozenset(
     {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
@@ -40,6 +40,7 @@ class _Block(BaseModel):
 
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Activation = Literal["relu", "swish", "hswish"]
 
 
 class Data(_Block):
@@ -81,6 +82,12 @@ class Data(_Block):
         return f"gs://{self.bucket_name}/imagenet" if self.bucket_name is not None else self.location
 
 
+OPERATIONAL = frozenset(
+    {"max_batch_per_slot", "checkpoint_every", "keep_latest", "keep_best", "on_divergence", "max_bad_steps", "compile"}
+)
+"""Hyperparameters that may change when a run is resumed: they are about the machine, not the recipe."""
+
+
 class Hyperparameters(_Block):
     """The network and its training (`hyperparameters:`)."""
 
@@ -91,17 +98,24 @@ class Hyperparameters(_Block):
     """Width of the first cells' nodes."""
     layers: int = Field(14, ge=1)
     """Number of cells."""
-    activation: Literal["relu", "swish", "hswish"] = "swish"
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """Three stride-2 convolutions before the cells, or one of stride 1 for small images."""
+    activation: Activation = "swish"
     do_SE: bool = True
     """Squeeze-and-excitation after the first two thirds of the cells."""
     auxiliary: bool = False
     """Auxiliary tower in training."""
     auxiliary_weight: float = Field(0.4, ge=0)
+    auxiliary_second_norm: bool = True
+    """False leaves out the tower's second batch norm, as the DARTS and PC-DARTS scripts do."""
     drop_path_prob: Probability = 0.0
     """Grows linearly from 0 to this over the run."""
     drop_prob: Probability = 0.0
     """Dropout before the classifier."""
     image_size: int = Field(224, ge=32)
+    """Side of the images that the network is validated on, and trained on unless train_image_size says otherwise."""
+    train_image_size: int | Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """Side of the training images; two sizes grow from the first to the second over the run, in steps of 16."""
     epochs: int = Field(300, ge=1)
     global_batch_size: int = Field(1024, ge=2)
     """Images a step over all processes."""
@@ -128,6 +142,19 @@ class Hyperparameters(_Block):
     cutout: bool = False
     cutout_length: int = Field(16, ge=1)
     """Side of the cutout square in pixels."""
+    max_batch_per_slot: int | None = Field(None, ge=2)
+    """Images that one process takes at once; a larger share is worked off in parts, their gradients added up."""
+    sync_batch_norm: bool = False
+    """Batch-norm statistics over all processes instead of each process's own images."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps from one checkpoint to the next; null saves at each validation only."""
+    keep_latest: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_best: int = Field(1, ge=1)
+    """Best checkpoints that are kept beside them."""
+    on_divergence: Literal["stop", "rewind"] = "stop"
+    """After max_bad_steps non-finite gradients in a row: end the run, or go back a checkpoint at half the rate."""
+    max_bad_steps: int = Field(10, ge=1)
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
@@ -147,9 +174,18 @@ class Hyperparameters(_Block):
     def _fits_together(self) -> Hyperparameters:
         if self.autoaugment and self.randaugment:
             raise ValueError("autoaugment and randaugment are both true: choose one")
-        if self.cutout and self.cutout_length > self.image_size:
-            raise ValueError(f"cutout_length {self.cutout_length} exceeds image_size {self.image_size}")
+        smallest = min(self.training_sizes)
+        if smallest < 32:
+            raise ValueError(f"train_image_size {smallest} is too small: the network needs 32 pixels")
+        if self.cutout and self.cutout_length > smallest:
+            raise ValueError(f"cutout_length {self.cutout_length} exceeds the training images' size {smallest}")
         return self
+
+    @property
+    def training_sizes(self) -> tuple[int, int]:
+        """Side of the training images at the beginning and at the end of the run."""
+        sizes = self.image_size if self.train_image_size is None else self.train_image_size
+        return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[1])
 
     @property
     def cell(self) -> genotypes.Genotype:
@@ -206,7 +242,7 @@ def _parse(text: str, origin: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RequestError(f"{origin}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise RequestError(f"{origin}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise RequestError(f"{origin}: not valid YAML: {reason(error)}") from None
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (), data: str | None = None) -> Experiment:
@@ -224,8 +260,8 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "not a text file" if isinstance(error, UnicodeDecodeError) else (error.strerror or str(error)).lower()
-        raise RequestError(f"{origin}: cannot read the experiment file: {reason}") from None
+        why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
+        raise RequestError(f"{origin}: cannot read the experiment file: {why}") from None
     tree = _parse(text, origin)
     if not isinstance(tree, dict):
         raise RequestError(f"{origin}: an experiment file is a mapping with data and hyperparameters, this is not")
@@ -345,6 +381,8 @@ def _expected(field: FieldInfo) -> str:
         for name, text in words.items()
         if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)
     ]
+    if "list[int]" in rest or "List[int]" in rest:
+        kinds.append("two whole numbers")
     if "dict" in rest:
         kinds.append("a name, a file or four lists")
     if "None" in rest:

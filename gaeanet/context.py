@@ -1,36 +1,35 @@
-"""Where a run lives: the processes that share its work, and the directory that holds what it leaves behind."""
+"""Where a run lives: its processes, and the directory that holds what it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gaeanet import checkpoint
 from gaeanet.config import Experiment
+from gaeanet.errors import RequestError, RunError
+from gaeanet.processes import Processes
 from gaeanet.run_directory import CHECKPOINTS, CONFIG, METRICS, read_log
 
-KEEP_LATEST = 2
-"""Checkpoints kept beside the best one."""
+Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
 
 class LocalContext:
-    """A run on this machine, in a directory.
+    """A run on one machine or on several that torchrun ties together, in a directory that all of them see.
 
     Attributes:
-        run_dir: Its directory; see DESIGN in docs for what it holds.
-        device: Where this process computes.
-        rank, world_size: This process among those that share the run.
+        run_dir: The run's directory.
+        processes: Those that share the run; the first one alone writes.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self.rank, self.world_size = 0, 1
-        self.device = _device()
+        self.processes = Processes()
 
     @property
     def metrics_path(self) -> Path:
@@ -42,6 +41,8 @@ class LocalContext:
 
     def begin(self, experiment: Experiment, batches: int) -> None:
         """Writes the resolved experiment file, and cuts the log back to what had happened after `batches` steps."""
+        if not self.processes.is_first:
+            return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / CONFIG).write_text(experiment.to_yaml(), encoding="utf-8")
         kept = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
@@ -51,26 +52,59 @@ class LocalContext:
 
     def report(self, line: dict[str, Any]) -> None:
         """Appends one line to the log of record."""
-        with open(self.metrics_path, "a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        if self.processes.is_first:
+            with open(self.metrics_path, "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State, best: bool) -> None:
-        """Saves a checkpoint; `best` marks it as the best so far."""
-        path = checkpoint.save(self.checkpoints, step, tensors, state)
-        checkpoint.point(self.checkpoints, "latest", path)
-        if best:
-            checkpoint.point(self.checkpoints, "best", path)
-        checkpoint.prune(self.checkpoints, KEEP_LATEST)
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: checkpoint.State,
+        *,
+        best: int | None,
+        keep: set[int],
+        keep_latest: int,
+    ) -> None:
+        """Saves a checkpoint on the first process; the others wait until it is there.
 
-    def latest(self) -> Path | None:
-        """The checkpoint to continue from."""
-        found = checkpoint.checkpoints(self.checkpoints)
-        return found[-1] if found else None
+        Args:
+            step, tensors, state: See `checkpoint.save`.
+            best: The step that `best` shall lead to.
+            keep: Steps whose checkpoints must stay.
+            keep_latest: How many of the newest stay beside them.
 
+        Raises:
+            RunError: On every process, where the first one could not write.
+        """
+        failure = None
+        if self.processes.is_first:
+            try:
+                path = checkpoint.save(self.checkpoints, step, tensors, state)
+                checkpoint.point(self.checkpoints, "latest", path)
+                if best is not None:
+                    checkpoint.point(self.checkpoints, "best", path.with_name(checkpoint.name_of(best)))
+                checkpoint.prune(self.checkpoints, keep_latest, keep)
+            except RunError as error:
+                failure = str(error)
+        if failure := self.processes.from_first(failure):
+            raise RunError(failure)
 
-def _device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
+        """The newest whole checkpoint, read and verified; `note` is told of damaged ones that were passed over.
+
+        Raises:
+            RequestError: The first process found one that this process does not see.
+        """
+        found: Checkpoint | None = None
+        if self.processes.is_first:
+            for path in reversed(checkpoint.checkpoints(self.checkpoints)):
+                try:
+                    found = path, *checkpoint.load(path)
+                    break
+                except RequestError as error:
+                    note(f"passed over a damaged checkpoint: {error}")
+        path = self.processes.from_first(found[0] if found else None)
+        if path is not None and not self.processes.is_first:
+            found = path, *checkpoint.load(path)
+        return found

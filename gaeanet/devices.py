@@ -33,6 +33,14 @@ def precision_for(asked: str, device: torch.device) -> str:
     return ("bf16" if has_bf16 else "fp16") if asked == "auto" else asked
 
 
+def check_sync_batch_norm(device: torch.device) -> None:
+    """Raises `RequestError` where PyTorch cannot synchronise batch norm."""
+    if device.type != "cuda":
+        raise RequestError(
+            f"hyperparameters.sync_batch_norm: PyTorch has it on GPUs only, this runs on {device.type}: set it to false"
+        )
+
+
 def compile_for(asked: str | bool, network: nn.Module, device: torch.device) -> str:
     """Compiles `network` in place where that is asked for; returns a sentence on what was done.
 

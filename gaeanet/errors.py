@@ -39,10 +39,16 @@ class Stopped(GaeanetError):
     exit_code = 75
 
 
+def reason(error: BaseException) -> str:
+    """Why another library's call failed, in a few lower-case words without a final stop."""
+    text = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
+    return str(text[:1].lower() + text[1:]).rstrip(". ")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A sentence that names the entries of `known` most like `word`, or all of them when none is alike."""
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.6) or [name for name in known if word and word in name]
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(known)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -28,12 +29,18 @@ class Totals(NamedTuple):
     top5: int
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
-        """Mean loss and accuracies in percent, named as in metrics.jsonl."""
+        """Mean loss and accuracies in percent, named as in metrics.jsonl; NaN where nothing was counted."""
         return {
-            f"{prefix}loss": self.loss / self.samples,
-            f"{prefix}top1_accuracy": 100.0 * self.top1 / self.samples,
-            f"{prefix}top5_accuracy": 100.0 * self.top5 / self.samples,
+            f"{prefix}loss": self.loss / self.samples if self.samples else math.nan,
+            f"{prefix}top1_accuracy": 100.0 * self.top1 / self.samples if self.samples else math.nan,
+            f"{prefix}top5_accuracy": 100.0 * self.top5 / self.samples if self.samples else math.nan,
         }
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Totals:
+        """From a meter's sums, or from several meters' added up."""
+        samples, loss, top1, top5 = sums.tolist()
+        return cls(round(samples), loss, round(top1), round(top5))
 
 
 class Meter:
@@ -46,14 +53,18 @@ class Meter:
 
     def add(self, logits: Tensor, labels: Tensor, loss_sum: Tensor) -> None:
         """Counts a batch: logits (N, classes), labels (N,), and the sum of its losses."""
+        self.sums += self.count(logits, labels, loss_sum).to(self.sums)
+
+    @staticmethod
+    def count(logits: Tensor, labels: Tensor, loss_sum: Tensor) -> Tensor:
+        """Samples, loss, top-1 and top-5 of a batch, (4,)."""
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        count = torch.full_like(self.sums[0], len(labels))
-        self.sums += torch.stack([count, loss_sum.to(self.sums), guesses[:, 0].sum(), guesses.sum()]).to(self.sums)
+        samples = torch.full_like(loss_sum, len(labels))
+        return torch.stack([samples, loss_sum, guesses[:, 0].sum().to(loss_sum), guesses.sum().to(loss_sum)])
 
     def totals(self) -> Totals:
         """The sums so far."""
-        samples, loss, top1, top5 = self.sums.tolist()
-        return Totals(round(samples), loss, round(top1), round(top5))
+        return Totals.of(self.sums)
 
     def reset(self) -> None:
         self.sums.zero_()

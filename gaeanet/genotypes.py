@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, did_you_mean, reason
 
 OPERATIONS = (
     "skip_connect",
@@ -231,7 +231,7 @@ def read_genotype(reference: Any) -> Genotype:
             )
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise RequestError(f"genotype {_shortened(reference)!r}: cannot be read: {_reason(error)}") from None
+        raise RequestError(f"genotype {_shortened(reference)!r}: cannot be read: {reason(error)}") from None
     if re.search(r"Genotype\s*\(", text):
         return from_text(text)
     try:
@@ -239,10 +239,6 @@ def read_genotype(reference: Any) -> Genotype:
     except (yaml.YAMLError, ValueError):
         raise RequestError(f"{path}: neither JSON nor YAML nor a Genotype(...) text") from None
     return from_dict(fields, origin=str(path))
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ those at layers // 3 and 2 * layers // 3 halve the map and double the width, glo
 cell reads the outputs of the two cells before it. Parameter names are those of the DARTS repositories.
 """
 
-from __future__ import annotations
-
-from typing import Any, Dict, List, Optional, Tuple, Union  # noqa: UP035: TorchScript knows only these names
+from typing import Any, Dict, List, Optional, Tuple, Union  # TorchScript knows only these names
 
 import torch
 import torch.nn.functional as F
@@ -301,7 +299,7 @@ class CellNetwork(nn.Module):
             x = F.dropout(x, self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
 
-    def forward(self, x: Tensor):  # type: ignore[no-untyped-def]  # a pair only where the tower is built
+    def forward(self, x: Tensor) -> Union[Tensor, Tuple[Tensor, Tensor]]:
         features, inner = self.forward_cells(x)
         logits = self.forward_head(features)
         if self.auxiliary_head is not None:

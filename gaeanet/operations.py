@@ -6,8 +6,6 @@ and W are. Batch norm is PyTorch's default (momentum 0.1, the weight of the new 
 batch norm follows has no bias.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

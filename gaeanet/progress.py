@@ -13,22 +13,21 @@ class Display:
     """Shows a run on standard output.
 
     Args:
-        epochs, steps: Length of the run in epochs and of an epoch in steps.
-        validations: How many validations the rest of the run holds, for the time left.
         marker: Stands before every line; tells generated images from real ones.
+        silent: Shows nothing: another process speaks.
     """
 
-    def __init__(self, epochs: int, steps: int, validations: int, marker: str = "") -> None:
-        self._epochs, self._steps = epochs, steps
+    def __init__(self, marker: str = "", silent: bool = False) -> None:
+        self._epochs = self._steps = 1
         self._marker = f"{marker} " if marker else ""
-        self._console = Console(highlight=False, soft_wrap=True)
-        self._clock = _Clock(validations)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=silent)
+        self._clock = _Clock(0)
         self._task: TaskID | None = None
         self._live: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not silent:
             columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}")
             self._live = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-            self._task = self._live.add_task("", total=steps, facts="")
+            self._task = self._live.add_task("starting", total=None, facts="")
 
     def __enter__(self) -> Display:
         if self._live:
@@ -38,6 +37,11 @@ class Display:
     def __exit__(self, *_: object) -> None:
         if self._live:
             self._live.stop()
+
+    def begin(self, epochs: int, steps: int, validations: int) -> None:
+        """Training begins: length of the run in epochs, of an epoch in steps, and the validations still to come."""
+        self._epochs, self._steps = epochs, steps
+        self._clock = _Clock(validations)
 
     def say(self, text: str) -> None:
         """One line that stays."""
@@ -53,7 +57,7 @@ class Display:
                 facts += f"{line['images_per_second']:.0f} images/s"
             description = f"{self._marker}epoch {epoch + 1}/{self._epochs}"
             facts += f"  {self.time_left()} left"
-            self._live.update(self._task, description=description, completed=step + 1, facts=facts)
+            self._live.update(self._task, description=description, total=self._steps, completed=step + 1, facts=facts)
 
     def validating(self) -> None:
         """A validation begins."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +68,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
         draft.replace(path)
     except (OSError, ValueError) as error:
         draft.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise RequestError(f"{path}: cannot write the picture: {reason}") from None
+        raise RequestError(f"{path}: cannot write the picture: {reason(error)}") from None
 
 
 def _one_run(panel: Axes, metric: str, lines: Sequence[Line]) -> None:

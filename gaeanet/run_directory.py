@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
@@ -30,8 +30,9 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise RequestError(f"{run_dir}: cannot write the run there: {reason}; name another with --run-dir") from None
+        raise RequestError(
+            f"{run_dir}: cannot write the run there: {reason(error)}; name another with --run-dir"
+        ) from None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

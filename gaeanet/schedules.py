@@ -66,7 +66,6 @@ def learning_rate(
         warmup_epochs: Epoch e < warmup_epochs uses base * (e + 1) / warmup_epochs instead of the schedule.
         gamma, decay_every: Factor and period (epochs) of `efficientnet`.
     """
-
     if scheduler == "efficientnet" and epoch >= warmup_epochs - 1:
         # Full height is reached with the last warm-up epoch and held to its end; from there the stairs lead down.
         return base * (staircase(epoch, gamma, decay_every) if epoch >= warmup_epochs else 1.0)
@@ -82,3 +81,14 @@ def learning_rate(
 def drop_path_rate(epoch: float, *, final: float, epochs: int) -> float:
     """Grows linearly from 0 to `final` over the run: `final * e / E`."""
     return final * epoch / epochs
+
+
+def image_size(epoch: int, *, first: int, last: int, epochs: int) -> int:
+    """Side of the training images in an epoch: from `first` to `last` in a straight line, in steps of 16 pixels.
+
+    Progressive resizing (Howard 2018; Tan & Le 2021, arXiv 2104.00298): small images early cost less and lose little.
+    """
+    if first == last or epochs == 1:
+        return last
+    size = first + (last - first) * epoch / (epochs - 1)
+    return min(max(16 * round(size / 16), min(first, last)), max(first, last))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,16 +13,18 @@ from gaeanet import __version__, devices, schedules
 from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
-from gaeanet.data.loader import Source, training_batches, usable_workers, validation_batches
-from gaeanet.data.order import step_seed, steps_per_epoch
-from gaeanet.errors import RunError
-from gaeanet.evaluate import evaluate
+from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
+from gaeanet.data.order import epoch_order, share, step_seed, steps_per_epoch
+from gaeanet.errors import RunError, Stopped, reason
+from gaeanet.evaluate import Totals, evaluate
+from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
 from gaeanet.run_directory import CURVE, read_log
 from gaeanet.state import TrainingState
 
 REPORTS_PER_EPOCH = 10
+MAX_REWINDS = 5
 
 
 def train(experiment: Experiment, source: Source, context: LocalContext) -> None:
@@ -30,56 +33,200 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     Raises:
         RequestError: Precision or compilation cannot be had here, or the checkpoint is of another experiment.
         RunError: The run failed on the way; the message says where.
+        Stopped: A signal asked the run to stop; its state is saved.
     """
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
-    report_every = max(1, steps // REPORTS_PER_EPOCH)
-    state = TrainingState(experiment, source, context.device)
-    if latest := context.latest():
-        state.load(latest)
-    context.begin(experiment, state.batches)
-    epoch, step = divmod(state.batches, steps)
-    validations = sum(_validates(done, hp) for done in range(epoch + 1, hp.epochs + 1))
-
-    with Display(hp.epochs, steps, validations, "[generated images]" if source.generated else "") as display:
-        if epoch >= hp.epochs:
+    marker = "[generated images]" if source.generated else ""
+    with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
+        state = TrainingState(experiment, source, context.processes)
+        notes = list(source.notes)
+        found = context.latest(notes.append)
+        if found:
+            notes += state.load(*found)
+        context.begin(experiment, state.batches)
+        if state.batches >= hp.epochs * steps and state.validated_at == state.batches:
             display.say(f"{context.run_dir}: finished after {hp.epochs} epochs, nothing to do")
             return
-        for sentence in _plan(experiment, source, context, state, steps):
+        for sentence in [*_plan(experiment, source, context, state, steps), *notes]:
             display.say(sentence)
-        line: dict[str, Any] | None = None
-        clock = time.monotonic()
-        for batch in _training_batches(experiment, source, context, (epoch, step)):
-            progress = batch.epoch + batch.step / steps
-            rate = _learning_rate(progress, hp)
-            dropped = schedules.drop_path_rate(progress, final=hp.drop_path_prob, epochs=hp.epochs)
-            devices.seed_draws(step_seed(hp.seed, batch.epoch, batch.step, context.rank), context.device)
-            state.step(batch.images, batch.labels, rate, dropped)
-            progress, ends_epoch = state.batches / steps, state.batches % steps == 0
-
-            if state.batches % report_every == 0 or ends_epoch:
-                clock, began = time.monotonic(), clock
-                line = _training_line(state, source, progress, hp, rate, dropped, clock - began)
-                context.report(line)
-                display.report(line)
-                if not math.isfinite(line["loss"]):
-                    raise RunError(
-                        f"the loss is {line['loss']} at step {state.batches} (learning rate {rate:.4g}): "
-                        "lower hyperparameters.learning_rate; the last checkpoint is whole"
-                    )
-            display.step(batch.epoch, batch.step, line)
-
-            if ends_epoch and _validates(round(progress), hp):
-                display.validating()
-                validation = _validate(state, experiment, source, context, progress)
-                context.report(validation)
-                display.report(validation)
-                best = state.note_best(validation)
-                context.save(state.batches, *state.saved(), best=best)
-                _draw(context, display)
-                clock = time.monotonic()
+        if not found:
+            _save(state, context, hp)  # shows at once whether there is room
+        display.begin(hp.epochs, steps, _validations_left(state, steps, hp))
+        run = _Run(experiment, source, context, state, display, stop, steps)
+        while not run.to_the_end():
+            display.say(run.rewind())
         for sentence in _closing_words(state, context):
             display.say(sentence)
+
+
+class _Run:
+    """The steps from wherever the state is to the end, or to a divergence that asks for a rewind."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        source: Source,
+        context: LocalContext,
+        state: TrainingState,
+        display: Display,
+        stop: StopRequest,
+        steps: int,
+    ) -> None:
+        self.experiment, self.source, self.context = experiment, source, context
+        self.state, self.display, self.stop, self.steps = state, display, stop, steps
+        self.report_every = max(1, steps // REPORTS_PER_EPOCH)
+        self.line: dict[str, Any] | None = None
+        self.clock = time.monotonic()
+
+    def to_the_end(self) -> bool:
+        """Trains; False asks for a rewind."""
+        hp, state, steps = self.experiment.hyperparameters, self.state, self.steps
+        self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
+        for batch in self._batches():
+            progress = state.updates / steps  # not the position in the data: a skipped step does not move the schedule
+            rate = state.rate_scale * _learning_rate(progress, hp)
+            dropped = schedules.drop_path_rate(progress, final=hp.drop_path_prob, epochs=hp.epochs)
+            devices.seed_draws(self._seed(batch), self.context.processes.device)
+            state.step(batch.images, batch.labels, rate, dropped)
+
+            if state.bad_steps >= hp.max_bad_steps:
+                return self._diverged(batch, rate)
+            if state.batches % self.report_every == 0 or state.batches % steps == 0:
+                self._report(rate, dropped)
+            self.display.step(batch.epoch, batch.step, self.line)
+            if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
+                _save(state, self.context, hp)
+            if self.context.processes.any(self.stop.received is not None):
+                self._stop()
+        return True
+
+    def _batches(self) -> Iterable[Batch]:
+        hp, processes = self.experiment.hyperparameters, self.context.processes
+        return training_batches(
+            self.source,
+            TrainingTransform(hp),
+            global_batch=hp.global_batch_size,
+            epochs=hp.epochs,
+            seed=hp.seed,
+            start=divmod(self.state.batches, self.steps),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            workers=usable_workers(self.experiment.data.num_workers_train),
+            pin_memory=processes.device.type == "cuda",
+        )
+
+    def _seed(self, batch: Batch) -> int:
+        seed = self.experiment.hyperparameters.seed
+        return step_seed(seed, batch.epoch, batch.step, self.context.processes.rank)
+
+    def _report(self, rate: float, dropped: float) -> None:
+        """A training line: means since the last one; the loss is smoothed as trained, without the tower's."""
+        state = self.state
+        totals = Totals.of(self.context.processes.sum(state.meter.sums.clone()))
+        state.meter.reset()
+        self.clock, began = time.monotonic(), self.clock
+        self.line = {
+            **self._where("train"),
+            **totals.metrics(),
+            "learning_rate": rate,
+            "drop_path_rate": dropped,
+            "skipped_steps": state.skipped,
+            "images_per_second": totals.samples / (self.clock - began),
+        }
+        self.context.report(self.line)
+        self.display.report(self.line)
+
+    def _validate_if_due(self) -> bool:
+        hp, state = self.experiment.hyperparameters, self.state
+        epochs, rest = divmod(state.batches, self.steps)
+        if rest or not epochs or not _validates(epochs, hp) or state.validated_at == state.batches:
+            return False
+        self.display.validating()
+        state.agree_on_statistics()
+        line = self._validation()
+        self.context.report(line)
+        self.display.report(line)
+        state.note_validation(line)
+        _save(state, self.context, hp)
+        if self.context.processes.is_first:
+            _draw(self.context, self.display)
+        self.clock = time.monotonic()
+        return True
+
+    def _validation(self) -> dict[str, Any]:
+        """A validation line: the whole split, counted with the raw and the averaged weights."""
+        hp, state, processes = self.experiment.hyperparameters, self.state, self.context.processes
+        batches = validation_batches(
+            self.source,
+            ValidationTransform(hp.image_size),
+            batch=min(hp.global_batch_size, 256),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            workers=usable_workers(self.experiment.data.num_workers_val),
+            pin_memory=processes.device.type == "cuda",
+        )
+        networks = [state.network, *([state.average.network] if state.average else [])]
+        meters = evaluate(networks, batches, processes.device)
+        raw, *average = [Totals.of(processes.sum(meter.sums)) for meter in meters]
+        line = {**self._where("validation"), "count": raw.samples, **raw.metrics()}
+        for totals in average:
+            line.update(totals.metrics("ema_"))
+        return line
+
+    def _where(self, kind: str) -> dict[str, Any]:
+        """What every line of the log begins with."""
+        catalog, batches = self.source.catalog, self.state.batches
+        data = "generated" if self.source.generated else "imagenet" if catalog.is_imagenet else "photographs"
+        images = batches * self.experiment.hyperparameters.global_batch_size
+        return {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
+
+    def _stop(self) -> None:
+        if self.state.validated_at != self.state.batches:
+            _save(self.state, self.context, self.experiment.hyperparameters)
+        name = self.stop.received or "a signal to another process"
+        raise Stopped(
+            f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
+            "run again with --resume"
+        )
+
+    def _diverged(self, batch: Batch, rate: float) -> bool:
+        hp = self.experiment.hyperparameters
+        if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
+            return False
+        order = epoch_order(len(self.source.catalog.train), hp.seed, batch.epoch)
+        indices = order[batch.step * hp.global_batch_size : (batch.step + 1) * hp.global_batch_size]
+        names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
+        raise RunError(
+            f"{self.state.bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
+            f"{self.state.batches / self.steps:.2f}, learning rate {rate:.4g}, images {names}, ...): lower "
+            "hyperparameters.learning_rate or set on_divergence to rewind; the checkpoints before are whole"
+        )
+
+    def rewind(self) -> str:
+        """Goes back to the last checkpoint, at half the rate from there on; returns what it did in words."""
+        state, scale, where = self.state, self.state.rate_scale / 2, self.state.batches
+        found = self.context.latest(self.display.say)
+        if found is None:
+            raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is whole enough to go back to")
+        state.load(*found)
+        state.rate_scale = scale
+        self.context.begin(self.experiment, state.batches)
+        self.clock = time.monotonic()
+        return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
+
+
+def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters) -> None:
+    tensors, values = state.saved()
+    ranked = [entry["batches"] for entry in state.best]
+    context.save(
+        state.batches,
+        tensors,
+        values,
+        best=ranked[0] if ranked else None,
+        keep=set(ranked),
+        keep_latest=hp.keep_latest,
+    )
 
 
 def _draw(context: LocalContext, display: Display) -> None:
@@ -87,11 +234,15 @@ def _draw(context: LocalContext, display: Display) -> None:
     try:
         draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
     except Exception as error:
-        display.say(f"curve.png is not drawn: {(str(error) or type(error).__name__).splitlines()[0]}")
+        display.say(f"{CURVE} is not drawn: {reason(error)}")
 
 
 def _validates(epochs_done: int, hp: Hyperparameters) -> bool:
     return epochs_done % hp.validate_every == 0 or epochs_done == hp.epochs
+
+
+def _validations_left(state: TrainingState, steps: int, hp: Hyperparameters) -> int:
+    return sum(_validates(done, hp) for done in range(state.batches // steps + 1, hp.epochs + 1))
 
 
 def _learning_rate(progress: float, hp: Hyperparameters) -> float:
@@ -106,97 +257,47 @@ def _learning_rate(progress: float, hp: Hyperparameters) -> float:
     )
 
 
-def _training_batches(experiment: Experiment, source: Source, context: LocalContext, start: tuple[int, int]) -> Any:
-    hp = experiment.hyperparameters
-    return training_batches(
-        source,
-        TrainingTransform(hp),
-        global_batch=hp.global_batch_size,
-        epochs=hp.epochs,
-        seed=hp.seed,
-        start=start,
-        rank=context.rank,
-        world_size=context.world_size,
-        workers=usable_workers(experiment.data.num_workers_train),
-        pin_memory=context.device.type == "cuda",
-    )
-
-
-def _training_line(
-    state: TrainingState, source: Source, epoch: float, hp: Hyperparameters, rate: float, dropped: float, seconds: float
-) -> dict[str, Any]:
-    """Means since the last training line; the loss is smoothed as trained, without the tower's."""
-    totals = state.meter.totals()
-    state.meter.reset()
-    return {
-        **_where("train", state, source, epoch, hp),
-        **totals.metrics(),
-        "learning_rate": rate,
-        "drop_path_rate": dropped,
-        "images_per_second": totals.samples / seconds,
-    }
-
-
-def _validate(
-    state: TrainingState, experiment: Experiment, source: Source, context: LocalContext, epoch: float
-) -> dict[str, Any]:
-    """Counts the whole validation split with the raw and the averaged weights."""
-    hp = experiment.hyperparameters
-    batches = validation_batches(
-        source,
-        ValidationTransform(hp.image_size),
-        batch=min(hp.global_batch_size, 256),
-        workers=usable_workers(experiment.data.num_workers_val),
-        pin_memory=context.device.type == "cuda",
-    )
-    networks = [state.network, *([state.average.network] if state.average else [])]
-    raw, *average = [meter.totals() for meter in evaluate(networks, batches, context.device)]
-    line = {**_where("validation", state, source, epoch, hp), "count": raw.samples, **raw.metrics()}
-    for totals in average:
-        line.update(totals.metrics("ema_"))
-    return line
-
-
-def _where(kind: str, state: TrainingState, source: Source, epoch: float, hp: Hyperparameters) -> dict[str, Any]:
-    """What every line of the log begins with."""
-    data = "generated" if source.generated else "imagenet" if source.catalog.is_imagenet else "photographs"
-    images = state.batches * hp.global_batch_size
-    return {"kind": kind, "data": data, "epoch": epoch, "batches": state.batches, "images": images}
-
-
 def _plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
     """What is about to happen, before the first step."""
-    hp, catalog = experiment.hyperparameters, source.catalog
-    cell = hp.cell
+    hp, catalog, processes = experiment.hyperparameters, source.catalog, context.processes
     name = hp.genotype if isinstance(hp.genotype, str) and len(hp.genotype) < 60 else "given in full"
     tower = state.network.auxiliary_head
     tower_parameters = sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0
     parameters = sum(parameter.numel() for parameter in state.network.parameters()) - tower_parameters
     workers = usable_workers(experiment.data.num_workers_train)
     sentences = [
-        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(context.device)}, {state.precision}, "
+        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(processes.device)}, {state.precision}, "
         f"{state.compilation}, {workers} worker{'s' * (workers != 1)} for training images",
-        f"cell {name} (fingerprint {cell.fingerprint}): {cell.to_text()}",
+        f"cell {name} (fingerprint {hp.cell.fingerprint}): {hp.cell.to_text()}",
         f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
         + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
         f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
         f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})",
-        *source.notes,
-        f"plan: global batch {hp.global_batch_size} = {context.world_size} process x "
-        f"{hp.global_batch_size // context.world_size}, {steps:,} steps an epoch, {hp.epochs} epochs, learning rate "
-        f"{hp.learning_rate:g}, {hp.lr_scheduler}, {min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
+        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, processes.world_size)}, {steps:,} steps an epoch, "
+        f"{hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
+        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
     ]
     if state.batches:
         sentences.append(f"resumed after step {state.batches:,} (epoch {state.batches / steps:.2f})")
     return sentences
 
 
+def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
+    """How a global batch is made up: processes x images at once x parts."""
+    shares = [share(hp.global_batch_size, rank, world_size) for rank in range(world_size)]
+    sizes = sorted({part.stop - part.start for part in shares}, reverse=True)
+    parts = -(-sizes[0] // (hp.max_batch_per_slot or sizes[0]))
+    at_once = " or ".join(str(math.ceil(size / parts)) for size in sizes)
+    return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
+
+
 def _closing_words(state: TrainingState, context: LocalContext) -> list[str]:
-    words = [f"everything is in {context.run_dir}: metrics.jsonl, curve.png, checkpoints/best and checkpoints/latest"]
+    words = [f"everything is in {context.run_dir}: metrics.jsonl, {CURVE}, checkpoints/best and checkpoints/latest"]
     if state.best:
-        kind = "averaged (EMA)" if state.best["weights"] == "ema" else "raw"
-        words.insert(
-            0, f"best: top-1 {state.best['top1_accuracy']:.2f} % at epoch {state.best['epoch']:g} with {kind} weights"
-        )
+        best = state.best[0]
+        kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
+        words.insert(0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights")
+    if state.skipped:
+        words.insert(0, f"{state.skipped} steps were skipped for a gradient that was not finite")
     return words

@@ -91,7 +91,9 @@ class Result:
 
 
 @pytest.fixture
-def gaeanet(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def gaeanet(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
     """Runs `gaeanet ARGUMENTS` in this process, in an empty directory."""
     monkeypatch.chdir(tmp_path)
 

@@ -33,7 +33,7 @@ def test_links_and_pruning_keep_the_newest_and_the_best(tmp_path: Path) -> None:
         if step == 2:
             checkpoint.point(tmp_path, "best", path)
     (tmp_path / ".step-000000009.1").mkdir()
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune(tmp_path, 2, keep={2})
     assert [path.name[-1] for path in checkpoint.checkpoints(tmp_path)] == ["2", "4", "5"]
     assert (tmp_path / "latest").resolve().name == "step-000000005"
     assert not list(tmp_path.glob(".step-*"))
@@ -59,5 +59,5 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot save the checkpoint: .*; earlier checkpoints are untouched"):
+    with pytest.raises(RunError, match="cannot save the checkpoint: .*; is the disk full. earlier ones are whole"):
         checkpoint.save(tmp_path / "file", 1, TENSORS, {})

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from conftest import Result
 
 Run = Callable[..., Result]
@@ -33,7 +32,10 @@ def test_help_and_version(gaeanet: Run) -> None:
         (["train", "tiny.yaml", "--data", "nowhere"], "data.location: nowhere does not exist"),
         (["train", "tiny.yaml", "--data", ""], "--data is empty"),
         (["train", "tiny.yaml", "--data", "ftp://x/y"], "data.location: ftp://x/y"),
-        (["train", "tiny.yaml", "--run-dir", "tiny.yaml/x"], "tiny.yaml/x: cannot write the run there: not a directory"),
+        (
+            ["train", "tiny.yaml", "--run-dir", "tiny.yaml/x"],
+            "tiny.yaml/x: cannot write the run there: not a directory",
+        ),
         (["train", "tiny.yaml", "--set", "hyperparameters.epochs=x"], "hyperparameters.epochs: must be a whole number"),
         (["train", "tiny.yaml", "--set", "hyperparameters.genotype=darts"], "did you mean darts-v"),
     ],
@@ -54,7 +56,9 @@ def test_help_and_refusals_come_without_torch(experiment_file: Write, t3: Path) 
     config = experiment_file()
     wrong_classes = experiment_file(name="wrong", num_classes=4)
     for arguments in (["--help"], ["train", "none.yaml"], ["train", str(wrong_classes), "--data", str(t3)]):
-        code = f"import sys, gaeanet.cli; sys.argv[1:] = {arguments!r}\ntry: gaeanet.cli.main()\nexcept SystemExit: pass\n"
+        code = (
+            f"import sys, gaeanet.cli; sys.argv[1:] = {arguments!r}\ntry: gaeanet.cli.main()\nexcept SystemExit: pass\n"
+        )
         code += "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
         begin = time.monotonic()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=config.parent)

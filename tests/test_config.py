@@ -77,8 +77,16 @@ BAD = [
     ("hyperparameters: {activation: gelu}", "hyperparameters.activation: must be relu or swish or hswish, got 'gelu'"),
     ("hyperparameters: {precision: 16}", "hyperparameters.precision: must be fp32 or bf16 or fp16 or auto, got 16"),
     ("hyperparameters: {image_size: 31}", "hyperparameters.image_size: must be a whole number >= 32, got 31"),
-    ("hyperparameters: {autoaugment: true, randaugment: true}", "autoaugment and randaugment are both true: choose one"),
-    ("hyperparameters: {cutout: true, cutout_length: 300}", "cutout_length 300 exceeds image_size 224"),
+    (
+        "hyperparameters: {autoaugment: true, randaugment: true}",
+        "autoaugment and randaugment are both true: choose one",
+    ),
+    ("hyperparameters: {cutout: true, cutout_length: 300}", "cutout_length 300 exceeds the training images' size 224"),
+    ("hyperparameters: {train_image_size: 16}", "train_image_size 16 is too small: the network needs 32 pixels"),
+    (
+        "hyperparameters: {train_image_size: big}",
+        "hyperparameters.train_image_size: must be a whole number or two whole numbers or null, got 'big'",
+    ),
     ("hyperparameters: {epochs: 5, lr_epochs: 6}", "hyperparameters.lr_epochs is 6 and epochs 5: keep epochs only"),
     ("hyperparameters: {genotype: darts_v3}", "'darts_v3': neither a file nor a known cell; did you mean darts-v"),
     ("hyperparameters: [1]", "hyperparameters must be a mapping"),
@@ -109,7 +117,9 @@ def test_bad_files_get_one_line_with_key_and_remedy(tmp_path: Path, text: str, m
 
 @pytest.mark.parametrize("value", ["''", "'  '", "<your-bucket>"])
 @pytest.mark.parametrize("key", ["bucket_name", "location"])
-def test_field_report_38_an_empty_or_unfilled_place_is_never_generated_images(tmp_path: Path, key: str, value: str) -> None:
+def test_field_report_38_an_empty_or_unfilled_place_is_never_generated_images(
+    tmp_path: Path, key: str, value: str
+) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text(f"data: {{{key}: {value}}}")
     with pytest.raises(RequestError, match="name a place to read from"):

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-
 from conftest import make_folder
+
 from gaeanet.config import experiment_from
 from gaeanet.data.catalog import Split
 from gaeanet.data.folder import FolderSource
@@ -39,7 +39,9 @@ def test_field_report_24_hidden_and_stray_entries_are_passed_over_with_a_note(t3
 
 def test_field_report_24_a_class_count_unlike_the_networks_is_refused(t3: Path) -> None:
     tree = {"data": {"location": str(t3)}, "hyperparameters": {"num_classes": 2, "global_batch_size": 4}}
-    with pytest.raises(RequestError, match=r"num_classes is 2 but .* has 3 classes: --set hyperparameters.num_classes=3"):
+    with pytest.raises(
+        RequestError, match=r"num_classes is 2 but .* has 3 classes: --set hyperparameters.num_classes=3"
+    ):
         open_source(experiment_from(tree))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from conftest import Result, read_log
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import Result
+
 from gaeanet.config import load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,12 @@ def test_the_recipes_are_the_published_ones() -> None:
     assert (original.init_channels, original.layers, original.epochs, original.global_batch_size) == (48, 14, 300, 1024)
     assert (original.learning_rate, original.lr_scheduler, original.warmup_epochs) == (0.5, "cosine", 5)
     assert (original.weight_decay, original.momentum, original.clip_gradients_l2_norm) == (3e-5, 0.9, 5)
-    assert (original.autoaugment, original.cutout, original.cutout_length, original.ema_decay) == (True, True, 16, 0.999)
+    assert (original.autoaugment, original.cutout, original.cutout_length, original.ema_decay) == (
+        True,
+        True,
+        16,
+        0.999,
+    )
     paper = load_experiment(ROOT / "paper.yaml").hyperparameters
     assert (paper.activation, paper.do_SE, paper.auxiliary, paper.auxiliary_weight) == ("relu", False, True, 0.4)
     assert (paper.lr_scheduler, paper.epochs, paper.autoaugment, paper.cutout) == ("linear", 250, False, False)
@@ -70,7 +75,9 @@ def _readme_commands() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _readme_commands())
-def test_a_command_of_readme_works(command: str, tmp_path: Path, t3: Path, experiment_file: Callable[..., Path]) -> None:
+def test_a_command_of_readme_works(
+    command: str, tmp_path: Path, t3: Path, experiment_file: Callable[..., Path]
+) -> None:
     """Runs the command at tiny size, from the project's root; `make` targets are checked to exist."""
     words = shlex.split(command)
     if words[0] == "make":
@@ -79,7 +86,11 @@ def test_a_command_of_readme_works(command: str, tmp_path: Path, t3: Path, exper
     if words[0] in ("pip", "git"):
         return
     run = tmp_path / "runs" / "tiny"
-    data = ["--data", str(t3), *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v))]
+    data = [
+        "--data",
+        str(t3),
+        *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v)),
+    ]
     if words[1] == "plot":
         config = experiment_file(epochs=1)
         subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)

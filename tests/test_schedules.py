@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaeanet.schedules import drop_path_rate, learning_rate
+from gaeanet.schedules import drop_path_rate, image_size, learning_rate
 
 
 def published(e: int, E: int, scheduler: str, base: float, warmup: int) -> float:
@@ -34,7 +34,9 @@ def test_whole_epochs_have_the_published_rates(scheduler: str, epochs: int) -> N
     st.integers(0, 6),
     st.integers(1, 50),
 )
-def test_every_step_is_positive_and_none_rises_after_warm_up(scheduler: str, epochs: int, warmup: int, steps: int) -> None:
+def test_every_step_is_positive_and_none_rises_after_warm_up(
+    scheduler: str, epochs: int, warmup: int, steps: int
+) -> None:
     moments = [k / steps for k in range(epochs * steps if epochs < 20 else 20 * steps)]
     rates = [learning_rate(m, scheduler=scheduler, base=0.5, epochs=epochs, warmup_epochs=warmup) for m in moments]
     assert all(0 < rate <= 0.5 for rate in rates)
@@ -53,3 +55,13 @@ def test_last_step_is_next_to_zero(scheduler: str, epochs: int, steps: int) -> N
 
 def test_field_report_4_drop_path_grows_linearly() -> None:
     assert [drop_path_rate(e, final=0.3, epochs=4) for e in range(4)] == pytest.approx([0, 0.075, 0.15, 0.225])
+
+
+@given(st.integers(32, 300), st.integers(32, 300), st.integers(1, 50))
+def test_image_sizes_run_from_first_to_last_in_steps_of_16(first: int, last: int, epochs: int) -> None:
+    sizes = [image_size(epoch, first=first, last=last, epochs=epochs) for epoch in range(epochs)]
+    assert all(min(first, last) <= size <= max(first, last) for size in sizes)
+    assert sizes == sorted(sizes, reverse=first > last)
+    assert all(size % 16 == 0 or size in (first, last) for size in sizes)
+    if first == last:
+        assert set(sizes) == {first}

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from conftest import Result, read_log
+
 from gaeanet import state as state_module
 from gaeanet import train as train_module
 from gaeanet.checkpoint import load
@@ -77,14 +77,18 @@ def test_field_report_4_the_rate_inside_a_cell_follows_the_ramp(
     assert logged == pytest.approx([0, 0.075, 0.15, 0.225])
 
 
-def test_field_report_13_validation_loss_is_plain_cross_entropy(experiment_file: Write, t3: Path, tmp_path: Path) -> None:
+def test_field_report_13_validation_loss_is_plain_cross_entropy(
+    experiment_file: Write, t3: Path, tmp_path: Path
+) -> None:
     losses = []
     for smoothing in (0.0, 0.1):
         path = experiment_file(data={"location": str(t3)}, label_smoothing_rate=smoothing)
         experiment = load_experiment(path)
-        source, context = open_source(experiment), LocalContext(tmp_path / "run")
-        state = state_module.TrainingState(experiment, source, context.device)
-        losses.append(train_module._validate(state, experiment, source, context, 1.0)["loss"])
+        train_module.train(replace_epochs(experiment), open_source(experiment), LocalContext(tmp_path / str(smoothing)))
+        source = open_source(experiment)
+        state = state_module.TrainingState(experiment, source, Processes())
+        batches = validation_batches(source, ValidationTransform(32), batch=4)
+        losses.append(evaluate([state.network], batches, torch.device("cpu"))[0].totals().metrics()["loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-6)
 
 

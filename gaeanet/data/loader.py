@@ -8,6 +8,7 @@ by workers that are started once, and may begin anywhere.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
@@ -23,6 +24,12 @@ from gaeanet.data.order import epoch_order, positions, sample_seed, share, steps
 from gaeanet.errors import RunError
 
 Transform = Callable[[Tensor], Tensor]
+
+
+class TransformOfEpoch(Protocol):
+    """A transform that may change from epoch to epoch."""
+
+    def at(self, epoch: int) -> Transform: ...
 
 
 class Source(Protocol):
@@ -67,7 +74,7 @@ def _load(source: Source, split: str, indices: NDArray[np.int64], transform: Tra
 
 class _TrainingBatches(Dataset[Batch]):
     def __init__(
-        self, source: Source, transform: Transform, global_batch: int, seed: int, rank: int, world_size: int
+        self, source: Source, transform: TransformOfEpoch, global_batch: int, seed: int, rank: int, world_size: int
     ) -> None:
         self._source, self._transform, self._seed = source, transform, seed
         self._global_batch = global_batch
@@ -80,7 +87,7 @@ class _TrainingBatches(Dataset[Batch]):
             self._order = epoch, epoch_order(len(self._source.catalog.train), self._seed, epoch)
         indices = self._order[1][step * self._global_batch : (step + 1) * self._global_batch][self._share]
         seeds = [sample_seed(self._seed, epoch, index) for index in indices.tolist()]
-        images = _load(self._source, "train", indices, self._transform, seeds)
+        images = _load(self._source, "train", indices, self._transform.at(epoch), seeds)
         return Batch(epoch, step, images, torch.from_numpy(self._source.catalog.train.labels[indices]).long())
 
 
@@ -113,7 +120,7 @@ class _Positions:
 
 def training_batches(
     source: Source,
-    transform: Transform,
+    transform: TransformOfEpoch,
     *,
     global_batch: int,
     epochs: int,
@@ -158,8 +165,10 @@ def validation_batches(
 
 
 def _quiet_worker(_: int) -> None:
-    """Lets the training process have the processor first where both share it."""
+    """Lets the training process have the processor first, and leaves signals to it."""
     os.nice(5)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def usable_workers(asked: int) -> int:

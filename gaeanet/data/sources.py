@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,11 @@ def open_source(experiment: Experiment) -> Source:
     else:
         source = FolderSource(location)
     check_class_count(source.catalog, hp.num_classes, source.location)
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) * 2 > hp.global_batch_size:
+        raise RequestError(
+            f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
+            f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
+        )
     if hp.global_batch_size > len(source.catalog.train):
         raise RequestError(
             f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "

@@ -1,0 +1,122 @@
+"""Law 5: the networks are the original ones, to the rounding error, and come in through `gaeanet import`.
+
+`reference_networks.json` holds logits of five networks built by code of the DARTS family, filled by a formula that
+depends on each parameter's name and evaluated once in float32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result
+
+from gaeanet import checkpoint
+from gaeanet.config import Hyperparameters
+from gaeanet.genotypes import from_dict
+from gaeanet.network import CellNetwork
+from gaeanet.state import build_network
+
+REFERENCES = json.loads((Path(__file__).parent / "reference_networks.json").read_text())
+
+
+def filled(network: CellNetwork) -> dict[str, torch.Tensor]:
+    """The reference weights of a network's names and shapes."""
+    weights = {}
+    for name, tensor in network.state_dict().items():
+        phase = zlib.crc32(name.encode()) % 9973
+        s = np.sin(0.7 * np.arange(tensor.numel()) + phase).reshape(tensor.shape)
+        if name.endswith("num_batches_tracked"):
+            value: Any = np.zeros(tensor.shape)
+        elif name.endswith("running_mean"):
+            value = 0.05 * s
+        elif name.endswith("running_var"):
+            value = 1 + 0.2 * s
+        elif tensor.ndim == 4:
+            value = s * math.sqrt(2 / math.prod(tensor.shape[1:]))
+        elif tensor.ndim == 2:
+            value = s * math.sqrt(1 / tensor.shape[1])
+        else:
+            value = 1 + 0.1 * s if name.endswith("weight") else 0.1 * s
+        weights[name] = torch.from_numpy(np.asarray(value)).to(tensor.dtype)
+    return weights
+
+
+def images(reference: dict[str, Any]) -> torch.Tensor:
+    i = np.arange(reference["batch"] * 3 * reference["size"] ** 2, dtype=np.float64)
+    x = np.sin(0.013 * i) + np.sin(0.37 * i)
+    return torch.from_numpy(x.astype(np.float32)).view(reference["batch"], 3, reference["size"], reference["size"])
+
+
+def assert_logits(logits: torch.Tensor, expected: list[list[float]], norm: float | None = None) -> None:
+    torch.testing.assert_close(logits[:, :10], torch.tensor(expected), atol=2e-3, rtol=0)
+    if norm is not None:
+        assert logits.norm().item() == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=[reference["name"] for reference in REFERENCES])
+def test_law_5_a_reference_network_imported_gives_its_logits(
+    gaeanet: Callable[..., Result], tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    original = build_network(
+        Hyperparameters(
+            num_classes=reference["classes"],
+            genotype=reference["genotype"],
+            init_channels=reference["C"],
+            layers=reference["layers"],
+            activation=reference["act"],
+            do_SE=reference["se"],
+            auxiliary=reference["aux"],
+        )
+    )
+    weights = filled(original)
+    keys = [f"{name} {list(tensor.shape)}" for name, tensor in sorted(weights.items())]
+    assert len(keys) == reference["keys"]
+    if "keys_sha256" in reference:
+        assert hashlib.sha256("\n".join(keys).encode()).hexdigest() == reference["keys_sha256"]
+
+    torch.save({"epoch": 1, "state_dict": {f"module.{n}": t for n, t in weights.items()}}, tmp_path / "weights.pth.tar")
+    assert gaeanet("import", "weights.pth.tar", "imported", "--activation", reference["act"]).code == 0
+
+    tensors, state = checkpoint.load(tmp_path / "imported")
+    hp = Hyperparameters(**state["hyperparameters"])
+    assert hp.cell == from_dict(reference["genotype"])
+    network = build_network(hp)
+    tower = sum(p.numel() for p in network.auxiliary_head.parameters()) if network.auxiliary_head else 0
+    assert tower == reference["auxiliary_parameters"]
+    assert sum(p.numel() for p in network.parameters()) - tower == reference["inference_parameters"]
+
+    x = images(reference)
+    with torch.no_grad():
+        network.load_state_dict(tensors["model"])
+        assert_logits(network.eval()(x), reference["eval_logits"], reference["eval_logits_norm"])
+        out = network.train()(x)
+        logits, auxiliary = out if reference["aux"] else (out, None)
+        assert_logits(logits, reference["train_logits"], reference["train_logits_norm"])
+        if auxiliary is not None:
+            assert_logits(auxiliary, reference["aux_logits"])
+
+
+PARAMETERS = {
+    ("gaea-imagenet", "relu", False): 5_620_864,
+    ("gaea-imagenet", "swish", True): 5_725_828,
+    ("pc-darts-imagenet", "relu", False): 5_342_464,
+    ("darts-v2", "relu", False): 4_718_752,
+    ("darts-v1", "relu", False): 4_510_432,
+    ("p-darts-cifar10", "relu", False): 4_944_352,
+}
+
+
+@pytest.mark.parametrize(("network", "parameters"), PARAMETERS.items(), ids=[n[0] + n[1] for n in PARAMETERS])
+def test_published_networks_have_their_number_of_parameters(network: tuple[str, str, bool], parameters: int) -> None:
+    genotype, activation, squeeze_excite = network
+    built = CellNetwork(genotype=genotype, activation=activation, squeeze_excite=squeeze_excite, device="meta")  # type: ignore[arg-type]
+    assert sum(p.numel() for p in built.parameters()) == parameters
