@@ -65,6 +65,28 @@ def import_(arguments: argparse.Namespace) -> None:
     )
 
 
+def describe(arguments: argparse.Namespace) -> None:
+    """Says what a network is and costs and explains its cells; of two, how they differ."""
+    from gaeanet.describe import compare, read_subject
+    from gaeanet.describe import describe as describe_one
+
+    references: list[str] = arguments.networks or ["gaea-imagenet"]
+    if len(references) > 2:
+        raise RequestError(f"describe takes one network or two to compare, not {len(references)}")
+    if arguments.draw:
+        if len(references) == 2:
+            raise RequestError("--draw draws one network's cells: name one network")
+        from gaeanet.drawing import write_drawing
+
+        subject = read_subject(references[0])
+        write_drawing(subject.genotype, subject.name, arguments.draw)
+        if not arguments.json:
+            print(f"wrote {arguments.draw}")
+            return
+    tell = compare if len(references) == 2 else describe_one
+    print(tell(*references, image_size=arguments.image_size, as_json=arguments.json))
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are errors like all others: one line, exit code 2."""
 
@@ -113,6 +135,21 @@ def _parser() -> argparse.ArgumentParser:
         default="relu",
         help="not to be seen in weights (default: relu)",
     )
+
+    command = commands.add_parser("describe", help="explain a network, or compare two", description=describe.__doc__)
+    command.set_defaults(run=describe)
+    command.add_argument(
+        "networks",
+        metavar="NETWORK",
+        nargs="*",
+        help="a cell's name, a genotype file, a Genotype(...) text, an experiment file, a run or a checkpoint "
+        "(default: gaea-imagenet); two are compared",
+    )
+    command.add_argument(
+        "--image-size", metavar="N", type=int, help="count at this size (default: the experiment's; 224 for a cell)"
+    )
+    command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
