@@ -83,8 +83,10 @@ def describe(arguments: argparse.Namespace) -> None:
         if not arguments.json:
             print(f"wrote {arguments.draw}")
             return
-    tell = compare if len(references) == 2 else describe_one
-    print(tell(*references, image_size=arguments.image_size, as_json=arguments.json))
+    if len(references) == 2:
+        print(compare(references[0], references[1], arguments.image_size, arguments.json))
+    else:
+        print(describe_one(references[0], arguments.image_size, arguments.json))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -158,8 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
+        sys.stdout.flush()
     except GaeanetError as error:
         return _fail(error)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("gaeanet: interrupted; continue with --resume from the last checkpoint", file=sys.stderr)
         return 130

@@ -34,9 +34,9 @@ PUBLISHED_MULTIPLY_ADDS = {
 """Multiply-adds of the authors' own ImageNet networks at 224 pixels, by the authors' own counters."""
 
 _WORDS = {
-    "skip_connect": "passes it on unchanged",
-    "max_pool_3x3": "takes the largest value in each 3x3 window",
-    "avg_pool_3x3": "takes the mean of each 3x3 window, padding not counted",
+    "skip_connect": "the state as it is; with stride 2, two 1x1 convolutions, one of them a pixel further on",
+    "max_pool_3x3": "the largest value in each 3x3 window",
+    "avg_pool_3x3": "the mean of each 3x3 window, padding not counted",
     "sep_conv_3x3": "a 3x3 convolution in each channel, then a 1x1 convolution across channels, and both once more",
     "sep_conv_5x5": "a 5x5 convolution in each channel, then a 1x1 convolution across channels, and both once more",
     "sep_conv_7x7": "a 7x7 convolution in each channel, then a 1x1 convolution across channels, and both once more",
@@ -44,8 +44,9 @@ _WORDS = {
     "dil_conv_5x5": "a 5x5 convolution with gaps (it spans 9x9) in each channel, then a 1x1 across channels",
     "conv_7x1_1x7": "a 1x7 convolution, then a 7x1 convolution, both across channels",
 }
-_HALVED = {"skip_connect": "halves it by two 1x1 convolutions of stride 2, one of them shifted by a pixel"}
-_INPUTS = ("the output of the cell before the previous one", "the output of the previous cell")
+"""What each operation does to the state that it reads."""
+
+_INPUTS = ("state 0, the cell before the previous one", "state 1, the previous cell")
 _FIGURES = {"imagenet_top1": "ImageNet top-1", "imagenet_top5": "top-5", "cifar10": "CIFAR-10"}
 
 
@@ -91,7 +92,7 @@ def read_subject(reference: str) -> Subject:
     elif kind == "directory":
         return _subject(reference, _from_directory(path))
     elif _is_experiment(path):
-        return _subject(reference, load_experiment(path).hyperparameters)
+        return _subject(reference, _hyperparameters(path))
     else:
         genotype = read_genotype(reference)
     return _subject(
@@ -103,10 +104,15 @@ def _subject(reference: str, hyperparameters: Hyperparameters) -> Subject:
     return Subject(Subject("", hyperparameters).known_as or Path(reference).stem, hyperparameters)
 
 
+def _hyperparameters(config: Path) -> Hyperparameters:
+    """Those of an experiment file. Its data may be a place still to be filled in: no network depends on it."""
+    return load_experiment(config, ["data.bucket_name=null", "data.location=null"]).hyperparameters
+
+
 def _from_directory(path: Path) -> Hyperparameters:
     """The hyperparameters that a run or a checkpoint was made with."""
     if (path / CONFIG).is_file():
-        return load_experiment(path / CONFIG).hyperparameters
+        return _hyperparameters(path / CONFIG)
     places = (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest", path / "best", path / "latest")
     place = next((place for place in places if (place / "manifest.json").is_file()), None)
     if place is None:
@@ -161,6 +167,7 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
 
 def explain(genotype: Genotype, layers: int = 14) -> str:
     """Both cells edge by edge, in words."""
+    used = sorted({edge.operation for edge in (*genotype.normal, *genotype.reduce)})
     return "\n\n".join(
         [
             "How to read a cell: states 0 and 1 are its inputs. Each node after them (2, 3, ...) is the sum of two\n"
@@ -168,6 +175,7 @@ def explain(genotype: Genotype, layers: int = 14) -> str:
             "whose channels, side by side, are the cell's output; each node is as wide as the cell.",
             "\n".join(_explained("normal", genotype.normal, genotype.normal_concat, layers)),
             "\n".join(_explained("reduction", genotype.reduce, genotype.reduce_concat, layers)),
+            "\n".join(["Operations:", *(f"  {operation:<13} {_WORDS[operation]}" for operation in used)]),
         ]
     )
 
@@ -180,15 +188,13 @@ def _explained(name: str, edges: tuple[Edge, ...], concat: tuple[int, ...], laye
         yield f"Reduction cell ({where}): halves the map, doubles the width"
     else:
         yield f"Normal cell ({layers - len(places)} of {layers}): keeps the size of the map"
-    for state, words in enumerate(_INPUTS):
-        yield f"  state {state}: {words}"
+    yield from (f"  input: {words}" for words in _INPUTS)
     for node in range(2, len(edges) // 2 + 2):
         yield f"  node {node} = {_sum(edges[2 * node - 4 : 2 * node - 2])}"
         for operation, source in edges[2 * node - 4 : 2 * node - 2]:
-            words = _WORDS[operation]
-            if halved and source < 2:
-                words = _HALVED.get(operation, f"{words}; stride 2 halves the map")
-            yield f"    {operation} of {'state' if source < 2 else 'node'} {source}: {words}"
+            read = _INPUTS[source] if source < 2 else f"node {source}"
+            stride = ", with stride 2, which halves the map" if halved and source < 2 else ""
+            yield f"    {operation} of {read}{stride}"
     yield f"  output = concat of {', '.join(map(str, concat))}: {len(concat)} times the cell's width in channels"
 
 
@@ -331,8 +337,8 @@ def _side_by_side(facts_a: dict[str, Any], facts_b: dict[str, Any]) -> Iterable[
         ]
         for facts in (facts_a, facts_b)
     ]
-    names = ("", "fingerprint", "cells", "channels", "activation", "squeeze-excite", "parameters", "multiply-adds")
-    names += ("published error", "published multiply-adds")
+    names = ["", "fingerprint", "cells", "channels", "activation", "squeeze-excite", "parameters", "multiply-adds"]
+    names += ["published error", "published multiply-adds"]
     width = max(map(len, columns[0]))
     for name, left, right in zip(names, *columns):
         yield f"{name:<24}{left:<{width + 3}}{right}"

@@ -123,8 +123,8 @@ def lay_out(edges: Sequence[Edge], concat: Sequence[int], reduction: bool) -> La
     output = Box(x, min(ends) - 26, 96, max(ends) - min(ends) + 52, ("output", "concatenated"))
     for state in concat:
         source = layout.boxes[state]
-        way = (_curve((source.x + source.width, heights[state]), (x, heights[state])),)
-        layout.links.append(Link(source, output, None, way))
+        straight = _curve((source.x + source.width, heights[state]), (x, heights[state]))
+        layout.links.append(Link(source, output, None, (straight,)))
     layout.boxes.append(output)
     layout.width = x + output.width + _MARGIN
     return layout
@@ -188,7 +188,9 @@ def _positions(order: list[int]) -> list[int]:
 def _words(edge: Edge, reduction: bool) -> str:
     words = {"conv_7x1_1x7": "conv 1\u00d77 7\u00d71"}.get(edge.operation)
     if words is None:
-        words = edge.operation.replace("_connect", "").replace("_", " ").replace("x", "\u00d7").replace("ma\u00d7", "max")
+        words = (
+            edge.operation.replace("_connect", "").replace("_", " ").replace("x", "\u00d7").replace("ma\u00d7", "max")
+        )
     return f"{words} /2" if reduction and edge.input < 2 else words
 
 
@@ -199,7 +201,7 @@ def draw(genotype: Genotype, name: str) -> str:
     inner = max(normal.width, reduce.width, 900)
     width, y = inner + 2 * _MARGIN, 84.0
     body = [
-        _text(_MARGIN, 42, name, 24, weight="bold"),
+        _text(_MARGIN, 42, name if len(name) <= 60 else f"{name[:57]}...", 24, weight="bold"),
         _text(_MARGIN, 64, f"genotype {genotype.fingerprint}", 13, colour="#5a6670"),
     ]
     for heading, remark, layout in (
@@ -218,7 +220,7 @@ def draw(genotype: Genotype, name: str) -> str:
         body.append("</g>")
         y += layout.height + 34 + 18
     legend, y = _legend(genotype, y + 14, width)
-    height = y + 14
+    height = y + 18
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
@@ -280,17 +282,14 @@ def _legend(genotype: Genotype, y: float, width: float) -> tuple[list[str], floa
             parts.append(_rectangle(Box(x, y - 12, 24, 15, ()), background, colour, 7, 1.2))
             parts.append(_text(x + 32, y, words, 13, colour=colour))
             x += advance
-    parts.append(
-        _text(
-            _MARGIN,
-            y + 28,
-            "A numbered box is a state. A node (2 and up) is the sum of the two operations that lead to it; "
-            "a dot is where a state is read.",
-            13,
-            colour="#46525c",
-        )
+    remarks = (
+        "A numbered box is a state. A node (2 and up) is the sum of the two operations that lead to it.",
+        "A dot is where a state is read; lines that cross without a dot do not meet.",
     )
-    return parts, y + 28
+    for remark in remarks:
+        y += 24
+        parts.append(_text(_MARGIN, y, remark, 13, colour="#46525c"))
+    return parts, y
 
 
 def _below(point: Point, distance: float) -> Point:
