@@ -293,7 +293,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         )
     )
     if published:
-        errors = ", ".join(f"{_FIGURES[key]} {value:g} %" for key, value in published["errors_percent"].items())
+        errors = ", ".join(f"{_FIGURES[key]} {value} %" for key, value in published["errors_percent"].items())
         figure = f"{published['multiply_adds']} multiply-adds (the authors' counter)" * bool(published["multiply_adds"])
         rows.append(("published", "; ".join(filter(None, [f"error {errors}" * bool(errors), figure])) or "no figures"))
         rows.append(("source", published["source"]))
@@ -347,7 +347,7 @@ def _side_by_side(facts_a: dict[str, Any], facts_b: dict[str, Any]) -> Iterable[
 def _published(published: dict[str, Any] | None) -> tuple[str, str]:
     if not published:
         return "-", "-"
-    errors = ", ".join(f"{_FIGURES[key]} {value:g} %" for key, value in published["errors_percent"].items())
+    errors = ", ".join(f"{_FIGURES[key]} {value} %" for key, value in published["errors_percent"].items())
     return errors or "-", published["multiply_adds"] or "-"
 
 

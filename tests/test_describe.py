@@ -111,7 +111,7 @@ def test_field_report_7_the_command_says_what_it_counts(gaeanet: Run, experiment
     assert "multiply-adds of convolutions and linear layers" in text
     assert f"(fingerprint {ZOO['gaea-imagenet'].genotype.fingerprint})" in text
     assert text.rstrip().endswith(ZOO["gaea-imagenet"].genotype.to_text())
-    assert "top-1 24 %, top-5 7.3 %; < 600 M multiply-adds" in text
+    assert "top-1 24.0 %, top-5 7.3 %; < 600 M multiply-adds" in text
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:
