@@ -33,6 +33,10 @@ def train(arguments: argparse.Namespace) -> None:
     context = LocalContext(run_dir)
     try:
         run(experiment, source, context)
+    except (RuntimeError, OSError) as error:
+        from gaeanet.failures import explained
+
+        raise explained(error) or error from error
     finally:
         context.processes.leave()
 
@@ -79,6 +83,30 @@ def prepare(arguments: argparse.Namespace) -> None:
         run(arguments.source, arguments.destination, shards=arguments.shards)
     if arguments.verify:
         verify(str(arguments.destination or arguments.source))
+
+
+def describe(arguments: argparse.Namespace) -> None:
+    """Says what a network is and costs and explains its cells; of two, how they differ."""
+    from gaeanet.describe import compare, read_subject
+    from gaeanet.describe import describe as describe_one
+
+    references: list[str] = arguments.networks or ["gaea-imagenet"]
+    if len(references) > 2:
+        raise RequestError(f"describe takes one network or two to compare, not {len(references)}")
+    if arguments.draw:
+        if len(references) == 2:
+            raise RequestError("--draw draws one network's cells: name one network")
+        from gaeanet.drawing import write_drawing
+
+        subject = read_subject(references[0])
+        write_drawing(subject.genotype, subject.name, arguments.draw)
+        if not arguments.json:
+            print(f"wrote {arguments.draw}")
+            return
+    if len(references) == 2:
+        print(compare(references[0], references[1], arguments.image_size, arguments.json))
+    else:
+        print(describe_one(references[0], arguments.image_size, arguments.json))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,6 +164,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("destination", metavar="DESTINATION", type=Path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
     command.add_argument("--verify", action="store_true", help="decode every image and report what is odd")
+
+    command = commands.add_parser("describe", help="explain a network, or compare two", description=describe.__doc__)
+    command.set_defaults(run=describe)
+    command.add_argument(
+        "networks",
+        metavar="NETWORK",
+        nargs="*",
+        help="a cell's name, a genotype file, a Genotype(...) text, an experiment file, a run or a checkpoint "
+        "(default: gaea-imagenet); two are compared",
+    )
+    command.add_argument(
+        "--image-size", metavar="N", type=int, help="count at this size (default: the experiment's; 224 for a cell)"
+    )
+    command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -144,8 +187,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         parsed = _parser().parse_args(arguments)
         parsed.run(parsed)
+        sys.stdout.flush()
     except GaeanetError as error:
         return _fail(error)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("gaeanet: interrupted; continue with --resume from the last checkpoint", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lives
 import pytest
 import torch
 from conftest import make_folder, read_log, same_but_for_speed, same_checkpoints
@@ -151,27 +153,47 @@ def test_field_report_11_the_plan_states_the_arithmetic(
     assert "which need at least two images each for batch norm: make it 4 or more" in refused
 
 
-def test_law_2_twenty_deaths_in_one_run(
-    start: Callable[..., Any], experiment_file: Write, t3: Path, tmp_path: Path
-) -> None:
+def test_law_2_twenty_deaths_in_one_run(experiment_file: Write, t3: Path, tmp_path: Path) -> None:
     """Field reports 12, 39, 48 and 53: killed at twenty moments, saving included, a run ends as if never stopped."""
     data = {"num_workers_train": 1}
     config = experiment_file(data=data, epochs=25, checkpoint_every=1, drop_path_prob=0.2, cutout=True, cutout_length=8)
-    finish(start(*train_command(config, t3, "straight")))
+    # A server that has torch imported forks each life, since twenty imports would take minutes.
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["lives"])
+
+    def live(run_dir: str) -> multiprocessing.process.BaseProcess:
+        arguments = ["train", str(config), "--data", str(t3), "--run-dir", str(tmp_path / run_dir), "--resume"]
+        process = forks.Process(target=lives.live, args=(arguments, str(tmp_path / "out")))
+        process.start()
+        return process
+
+    def wait(process: multiprocessing.process.BaseProcess, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 120
+        while not condition():
+            assert process.is_alive(), (tmp_path / "out").read_text()[-2000:]
+            assert time.monotonic() < end
+            time.sleep(0.002)
+
+    straight = live("straight")
+    straight.join(240)
+    assert straight.exitcode == 0
     random.seed(20)
-    process = start(*train_command(config, t3, "broken", "--resume"))
+    process = live("broken")
     for target in sorted(random.sample(range(1, 99), 20)):
-        wait_for(lambda target=target: logged(tmp_path / "broken") >= target, process)
+        wait(process, lambda target=target: logged(tmp_path / "broken") >= target)
         time.sleep(random.uniform(0, 0.03))
         process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        process = start(*train_command(config, t3, "broken", "--resume"))
-    finish(process)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        process = live("broken")
+    process.join(240)
+    assert process.exitcode == 0, (tmp_path / "out").read_text()[-2000:]
     assert same_but_for_speed(read_log(tmp_path / "straight"), read_log(tmp_path / "broken"))
     same_checkpoints(tmp_path / "straight", tmp_path / "broken")
     finished = {p: p.stat().st_mtime_ns for p in (tmp_path / "broken" / "checkpoints").rglob("*.safetensors")}
-    assert "nothing to do" in finish(start(*train_command(config, t3, "broken", "--resume")))
+    again = live("broken")
+    again.join(120)
+    assert "nothing to do" in (tmp_path / "out").read_text()
     assert finished == {p: p.stat().st_mtime_ns for p in (tmp_path / "broken" / "checkpoints").rglob("*.safetensors")}
 
 

@@ -1,0 +1,22 @@
+"""One life of a run in a forked process, for tests that end many of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+import gaeanet.train
+from gaeanet.cli import main
+
+assert gaeanet.train  # imported once, before the forks
+
+
+def live(arguments: list[str], output: str) -> None:
+    """Runs a command line with its output in a file."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
