@@ -22,6 +22,7 @@ from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
 from gaeanet.run_directory import CURVE, read_log
+from gaeanet.shared_memory import check_shared_memory
 from gaeanet.state import TrainingState
 
 REPORTS_PER_EPOCH = 10
@@ -39,6 +40,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
     marker = "[generated images]" if source.generated else ""
+    check_shared_memory(experiment)
     with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
         state = TrainingState(experiment, source, context.processes)
         notes = list(source.notes)

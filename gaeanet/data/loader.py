@@ -27,6 +27,9 @@ from gaeanet.errors import GaeanetError, RunError
 
 Transform = Callable[[Tensor], Tensor]
 
+PREFETCH = 4
+"""Training batches that a worker holds ready."""
+
 
 class TransformOfEpoch(Protocol):
     """A transform that may change from epoch to epoch."""
@@ -205,7 +208,7 @@ def training_batches(
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
         multiprocessing_context=_start_method(source, workers),
