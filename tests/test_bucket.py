@@ -192,7 +192,7 @@ def test_what_a_bucket_lacks_is_refused_by_name(
 
 
 def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gaeanet.data.bucket import _settings, has_credentials
+    from gaeanet.data.credentials import has_credentials, settings_of
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
@@ -203,4 +203,4 @@ def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-west-1\n")
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert has_credentials("s3")
-    assert _settings("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+    assert settings_of("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
