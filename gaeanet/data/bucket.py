@@ -165,6 +165,14 @@ class BucketClient:
             raise
         return _entry(meta)
 
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object, in place of one that is there; otherwise as `get`."""
+        self._request(lambda: obstore.put(self._store(), key, data, use_multipart=False), key)
+
+    def delete(self, key: str) -> None:
+        """Removes an object; otherwise as `get`."""
+        self._request(lambda: obstore.delete(self._store(), key), key)
+
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
         return self._directly_below(prefix)[0]
