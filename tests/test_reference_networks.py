@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import zlib
-from copy import deepcopy
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
