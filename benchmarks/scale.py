@@ -3,10 +3,10 @@
     python benchmarks/scale.py                    folder, shards and bucket, after a tiny folder for comparison
     python benchmarks/scale.py shards --workers 4
 
-1,281,167 + 50,000 made-up entries. The folder holds empty files but for those that are read, the shards are links to one
-file, and the bucket is on loopback: it is the catalog that is measured, not disks or networks. PSS counts a page
+1,281,167 + 50,000 made-up entries. The folder holds empty files but for those that are read, the shards are links to
+one file, and the bucket is on loopback: it is the catalog that is measured, not disks or networks. PSS counts a page
 shared by n processes as 1/n, USS counts only pages of a process's own; PyTorch itself is in both, and is what the tiny
-folder shows. Takes about 10 GB of memory-backed pages at most and a few minutes; --dir chooses the disk.
+folder shows. Takes a few minutes; --dir chooses the disk.
 """
 
 from __future__ import annotations

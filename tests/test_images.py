@@ -152,8 +152,8 @@ def test_field_report_28_a_progressive_picture_needs_all_of_its_first_scan() -> 
 
 
 @given(
-    st.integers(1, 120),
-    st.integers(1, 120),
+    st.integers(8, 120),
+    st.integers(8, 120),
     st.sampled_from(["RGB", "L"]),
     st.booleans(),
     st.integers(5, 98),

@@ -139,7 +139,7 @@ def test_field_report_20_a_flat_validation_folder_is_sorted_or_refused(
         refused = gaeanet("train", experiment_file(), "--data", root)
         assert refused.code == 2
         assert "validation lacks 3 classes" in refused.err
-        assert "gaeanet prepare sorts them" in refused.err or below
+        assert "is it one flat folder of images? gaeanet prepare sorts it into class folders" in refused.err
         unknown = gaeanet("prepare", root, tmp_path / f"{name}-out")
         assert unknown.code == 2
         assert "the classes of its 9 validation images are not known" in unknown.err or "of class" in unknown.err
