@@ -13,7 +13,9 @@ from gaeanet.errors import RequestError
 if TYPE_CHECKING:
     from gaeanet.processes import Processes
 
-_CHECKPOINT = "a checkpoint directory, a run directory (its best checkpoint), an exported directory or a file of weights"
+_CHECKPOINT = (
+    "a checkpoint directory, a run directory (its best checkpoint), an exported directory or a file of weights"
+)
 
 
 @contextmanager
@@ -44,7 +46,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.image_size is not None and arguments.image_size < 32:
         raise RequestError(f"--image-size {arguments.image_size}: the network needs 32 pixels or more")
     if arguments.crop is not None and not 0 < arguments.crop <= 1:
-        raise RequestError(f"--crop {arguments.crop:g}: the share of the image that is shown, more than 0 and at most 1")
+        raise RequestError(
+            f"--crop {arguments.crop:g}: the share of the image that is shown, more than 0 and at most 1"
+        )
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise RequestError(f"--batch-size {arguments.batch_size}: must be 1 or more")
     kinds = trained.kinds if arguments.weights == "both" else [trained.kind(arguments.weights)]
@@ -54,7 +58,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         other = find(arguments.compare)
         theirs = list(other.classes or trained.classes or range(other.hyperparameters.num_classes))
         if theirs != list(trained.classes or theirs) or other.hyperparameters.num_classes != hp.num_classes:
-            raise RequestError(f"{arguments.compare}: knows other classes than {arguments.checkpoint}: nothing to compare")
+            raise RequestError(
+                f"{arguments.compare}: knows other classes than {arguments.checkpoint}: nothing to compare"
+            )
 
     from gaeanet.scoring import Options, evaluate_trained, to_json, to_text
 

@@ -88,7 +88,5 @@ def _two_sided(fewer: int, trials: int) -> float:
     if trials == 0:
         return 1.0
     whole = math.lgamma(trials + 1) - trials * math.log(2)
-    tail = math.fsum(
-        math.exp(whole - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1)
-    )
+    tail = math.fsum(math.exp(whole - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1))
     return min(1.0, 2 * tail)

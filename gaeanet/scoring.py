@@ -50,9 +50,7 @@ def transform_for(trained: Trained, options: Options) -> ValidationTransform:
     return ValidationTransform(size, options.crop_share or trained.crop_share)
 
 
-def predictions_of(
-    trained: Trained, source: Source, options: Options, processes: Processes
-) -> dict[str, Predictions]:
+def predictions_of(trained: Trained, source: Source, options: Options, processes: Processes) -> dict[str, Predictions]:
     """What each kind of weights says about the images, by kind."""
     hp = trained.hyperparameters
     networks = [trained.network(kind, processes.device) for kind in options.kinds]

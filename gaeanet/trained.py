@@ -102,6 +102,7 @@ class Trained:
         """
         import torch
 
+        from gaeanet import devices
         from gaeanet.errors import reason
         from gaeanet.state import build_network
 
@@ -114,7 +115,9 @@ class Trained:
             raise RequestError(
                 f"{self.path}: its {kind} weights are not those of the network that it describes: {first}"
             ) from None
-        return network.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+        device = device or torch.device("cpu")
+        order = devices.memory_format_for(self.hyperparameters.init_channels, device)
+        return network.to(device).to(memory_format=order).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def without_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,9 +130,7 @@ def unique_names(classes: tuple[str, ...], names: tuple[str, ...] | list[str]) -
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1
-    return tuple(
-        name if counts[name] == 1 else f"{name} ({key})" for key, name in zip(classes, names)
-    )
+    return tuple(name if counts[name] == 1 else f"{name} ({key})" for key, name in zip(classes, names))
 
 
 def find(reference: str | Path) -> Trained:

@@ -241,7 +241,7 @@ def test_tables_by_hand() -> None:
     assert [(row["taken_for"], row["taken_for_count"]) for row in rows] == [("b", 1), ("a", 1), ("a", 2)]
     assert confusions(FOUND, 2) == [(2, 0, 2), (0, 1, 1)]
     numbers = score(FOUND, real=[[0], [], [2, 1], [1, 2], [5], [2, 9]])
-    assert (numbers["top1_correct"], numbers["top5_correct"], numbers["loss"]) == (2, 5, 0.5)
+    assert (numbers["top1_correct"], numbers["top5_correct"], numbers["loss"]) == (2, 4, 0.5)
     assert (numbers["real_count"], numbers["real_top1_correct"], numbers["real_top5_correct"]) == (5, 2, 4)
 
 
