@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaeanet import __version__, checkpoint, devices
 from gaeanet.augment import normalize
-from gaeanet.config import OPERATIONAL, Experiment, Hyperparameters
+from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
@@ -63,8 +63,10 @@ class TrainingState:
         hp = self._hp = experiment.hyperparameters
         device = self._device = processes.device
         self._source, self._processes = source, processes
+        self._data = portable_data(experiment.data)
         self.precision = devices.precision_for(hp.precision, device)
-        self.network = build_network(hp).to(device).to(memory_format=torch.channels_last)
+        self._memory_format = devices.memory_format_for(hp.init_channels, device)
+        self.network = build_network(hp).to(device).to(memory_format=self._memory_format)
         if hp.sync_batch_norm and processes.world_size > 1:
             devices.check_sync_batch_norm(device)
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -131,7 +133,7 @@ class TrainingState:
     def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
         """A part's contribution to the mean loss over the global batch, tower included; counts into `sums`."""
         hp = self._hp
-        images = normalize(images.to(self._device, non_blocking=True))
+        images = normalize(images.to(self._device, non_blocking=True)).contiguous(memory_format=self._memory_format)
         labels = labels.to(self._device, non_blocking=True)
         dtype = devices.DTYPES[self.precision]
         with torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32):
@@ -200,6 +202,7 @@ class TrainingState:
                 "location": self._source.location,
                 "fingerprint": catalog.fingerprint,
                 "generated": self._source.generated,
+                "settings": self._data,
             },
         }
         return tensors, state
@@ -249,6 +252,15 @@ class TrainingState:
 
 
 _COUNTERS = ("batches", "updates", "skipped", "bad_steps", "rate_scale", "best", "validated_at")
+
+
+def portable_data(data: Data) -> dict[str, Any]:
+    """The data block with a directory's full name, so that the images are found from any other directory."""
+    values = data.model_dump()
+    for key in ("location", "data_download_dir"):
+        if values[key] is not None and "://" not in values[key]:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return values
 
 
 def portable_hyperparameters(hp: Hyperparameters) -> dict[str, Any]:
