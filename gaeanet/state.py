@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet import __version__, checkpoint, devices
+from gaeanet import __version__, checkpoint, devices, kernels
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
@@ -71,6 +71,8 @@ class TrainingState:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.average = WeightAverage(self.network, hp.ema_decay) if hp.ema_decay > 0 else None
         self.compilation = devices.compile_for(hp.compile, self.network, device)
+        if device.type == "cpu" and self.precision == "fp32" and self.compilation == "not compiled":
+            self.compilation = kernels.accelerate(self.network)
         self._shared: nn.Module = self.network
         if processes.world_size > 1:
             # Before each forward the first process's batch-norm statistics replace the others'.
