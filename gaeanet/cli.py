@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaeanet import __version__
+from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -200,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    add_commands(commands)
     return parser
 
 

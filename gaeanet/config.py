@@ -173,7 +173,7 @@ class Hyperparameters(_Block):
     keep_best: int = Field(1, ge=1)
     """Best checkpoints that are kept beside them."""
     checkpoint_bucket: str | None = None
-    """A bucket's URL (gs://bucket/folder, ...) to which checkpoints and log are copied, for another machine to resume."""
+    """A bucket's URL (gs://bucket/run, ...) to which checkpoints and log are copied, for another machine to resume."""
     on_divergence: Literal["stop", "rewind"] = "stop"
     """After max_bad_steps non-finite gradients in a row: end the run, or go back a checkpoint at half the rate."""
     max_bad_steps: int = Field(10, ge=1)

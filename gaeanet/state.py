@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaeanet import __version__, checkpoint, devices
 from gaeanet.augment import normalize
-from gaeanet.config import OPERATIONAL, Experiment, Hyperparameters
+from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
@@ -63,6 +63,7 @@ class TrainingState:
         hp = self._hp = experiment.hyperparameters
         device = self._device = processes.device
         self._source, self._processes = source, processes
+        self._data = portable_data(experiment.data)
         self.precision = devices.precision_for(hp.precision, device)
         self.network = build_network(hp).to(device).to(memory_format=torch.channels_last)
         if hp.sync_batch_norm and processes.world_size > 1:
@@ -200,6 +201,7 @@ class TrainingState:
                 "location": self._source.location,
                 "fingerprint": catalog.fingerprint,
                 "generated": self._source.generated,
+                "settings": self._data,
             },
         }
         return tensors, state
@@ -249,6 +251,15 @@ class TrainingState:
 
 
 _COUNTERS = ("batches", "updates", "skipped", "bad_steps", "rate_scale", "best", "validated_at")
+
+
+def portable_data(data: Data) -> dict[str, Any]:
+    """The data block with a directory's full name, so that the images are found from any other directory."""
+    values = data.model_dump()
+    for key in ("location", "data_download_dir"):
+        if values[key] is not None and "://" not in values[key]:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return values
 
 
 def portable_hyperparameters(hp: Hyperparameters) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -91,6 +91,26 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class TinyRun(NamedTuple):
+    """A finished run and the images it was trained with."""
+
+    run: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of three classes and two epochs with EMA, an auxiliary tower and squeeze-excite: to read, not to change."""
+    root = tmp_path_factory.mktemp("tiny")
+    data = make_folder(root / "data", train=8, val=7)
+    values = {**NET, "auxiliary": True, "ema_decay": 0.9, "global_batch_size": 5}
+    block = {"num_workers_train": 0, "num_workers_val": 0}
+    config = root / "tiny.yaml"
+    config.write_text(yaml.safe_dump({"name": "tiny", "data": block, "hyperparameters": values}))
+    assert main(["train", str(config), "--data", str(data), "--run-dir", str(root / "run")]) == 0
+    return TinyRun(root / "run", data)
 
 
 class Result:

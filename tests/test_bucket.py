@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import os
 import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ from conftest import Result, make_folder, read_log
 from hypothesis import given
 from hypothesis import strategies as st
 from services import QUICK, Proxy, always, flaky, upload
+from sessions import assert_nothing_left, members
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters, load_experiment
@@ -353,3 +356,29 @@ def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert has_credentials("s3")
     assert settings_of("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+
+
+@pytest.mark.slow
+def test_field_report_39_workers_of_a_killed_run_end_too(
+    gcs: Proxy,
+    experiment_file: Write,
+    t3: Path,
+    tmp_path: Path,
+) -> None:
+    """Workers that read from a bucket are children of a server, which does not notice that the run was killed."""
+    upload(t3, "gs://photos/orphans")
+    config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
+    command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
+    log = tmp_path / "run" / "metrics.jsonl"
+    shared_memory = len(list(Path("/dev/shm").iterdir()))
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    run = subprocess.Popen(command, start_new_session=True, **quiet)
+    end = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(members(run)) > 2
+    run.kill()
+    run.wait()
+    assert_nothing_left(run, shared_memory)
