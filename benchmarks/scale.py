@@ -23,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,9 @@ def memory(pid: int) -> tuple[float, float]:
     return sizes["Pss:"], sizes["Private_Clean:"] + sizes["Private_Dirty:"]
 
 
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores are asked for
+
+
 def measure(kind: str, location: str, root: Path, workers: int) -> None:
     """Opens the source and waits for its first batch; in a process that has done nothing else."""
     data = Data(data_download_dir=str(root / "cache"))
@@ -155,6 +159,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", help="of folder, shards, bucket (default: all)")
     parser.add_argument("--train", type=int, default=1_281_167)
     parser.add_argument("--val", type=int, default=50_000)
+    parser.add_argument("--small", type=int, default=READ, help="training images of the set to compare with")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--dir", type=Path, help="where the files are made, for as long as it takes")
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "LOCATION", "DIR"), help=argparse.SUPPRESS)
@@ -163,7 +168,7 @@ def main() -> None:
         kind, location, root = arguments.measure
         measure(kind, location, Path(root), arguments.workers)
         return
-    small = READ, CLASSES
+    small = arguments.small, CLASSES
     for kind, size in itertools.product(arguments.kinds or KINDS, (small, (arguments.train, arguments.val))):
         with (
             tempfile.TemporaryDirectory(dir=arguments.dir) as root,
