@@ -1,12 +1,12 @@
 """What a data set of ImageNet's size costs before the first step: start-up, memory of each process, first batch.
 
-    python benchmarks/scale.py                    folder, shards and bucket, after a tiny folder for comparison
+    python benchmarks/scale.py                    folder, shards and bucket
     python benchmarks/scale.py shards --workers 4
 
 1,281,167 + 50,000 made-up entries. The folder holds empty files but for those that are read, the shards are links to
 one file, and the bucket is on loopback: it is the catalog that is measured, not disks or networks. PSS counts a page
-shared by n processes as 1/n, USS counts only pages of a process's own; PyTorch itself is in both, and is what the tiny
-folder shows. Takes a few minutes; --dir chooses the disk.
+shared by n processes as 1/n, USS counts only pages of a process's own. PyTorch itself is in both; what the catalog adds
+is the difference to the small set that is measured before. Takes a few minutes; --dir chooses the disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -22,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,7 +44,7 @@ CLASSES = 1000
 BATCH = 64
 READ = 200 * BATCH
 """Images that the loader may come to read, in batches and ahead of them."""
-KINDS = ("tiny", "folder", "shards", "bucket")
+KINDS = ("folder", "shards", "bucket")
 
 
 def names(split: str, count: int) -> Iterator[tuple[str, int]]:
@@ -113,7 +115,7 @@ def made(kind: str, root: Path, train: int, val: int) -> Iterator[str]:
     elif kind == "shards":
         yield make_shards(root / "shards", train, val)
     else:
-        yield make_folder(root / "folder", *((READ, CLASSES) if kind == "tiny" else (train, val)))
+        yield make_folder(root / "folder", train, val)
 
 
 def memory(pid: int) -> tuple[float, float]:
@@ -121,6 +123,9 @@ def memory(pid: int) -> tuple[float, float]:
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
     sizes = {line[0]: int(line[1]) / 1000 for line in lines if len(line) > 2 and line[2] == "kB"}
     return sizes["Pss:"], sizes["Private_Clean:"] + sizes["Private_Dirty:"]
+
+
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores are asked for
 
 
 def measure(kind: str, location: str, root: Path, workers: int) -> None:
@@ -151,9 +156,10 @@ def measure(kind: str, location: str, root: Path, workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kinds", nargs="*", help="of tiny, folder, shards, bucket (default: all)")
+    parser.add_argument("kinds", nargs="*", help="of folder, shards, bucket (default: all)")
     parser.add_argument("--train", type=int, default=1_281_167)
     parser.add_argument("--val", type=int, default=50_000)
+    parser.add_argument("--small", type=int, default=READ, help="training images of the set to compare with")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--dir", type=Path, help="where the files are made, for as long as it takes")
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "LOCATION", "DIR"), help=argparse.SUPPRESS)
@@ -162,10 +168,11 @@ def main() -> None:
         kind, location, root = arguments.measure
         measure(kind, location, Path(root), arguments.workers)
         return
-    for kind in arguments.kinds or KINDS:
+    small = arguments.small, CLASSES
+    for kind, size in itertools.product(arguments.kinds or KINDS, (small, (arguments.train, arguments.val))):
         with (
             tempfile.TemporaryDirectory(dir=arguments.dir) as root,
-            made(kind, Path(root), arguments.train, arguments.val) as location,
+            made(kind, Path(root), *size) as location,
         ):
             command = [sys.executable, __file__, "--workers", str(arguments.workers), "--measure", kind, location, root]
             subprocess.run(command, check=True)

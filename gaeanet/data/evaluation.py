@@ -15,7 +15,8 @@ from typing import Any
 
 from gaeanet.config import Data, Hyperparameters, experiment_from
 from gaeanet.data.catalog import Catalog, Split, check_table, imagenet_wnids
-from gaeanet.data.folder import images_root, images_under
+from gaeanet.data.folder import images_under
+from gaeanet.data.layout import SPLIT_FOLDERS, images_root
 from gaeanet.data.source import Source
 from gaeanet.data.sources import GENERATED_MARGIN, open_location
 from gaeanet.data.synthetic import SyntheticSource
@@ -114,7 +115,7 @@ def _open(place: str, data: Data, classes: Sequence[str] | None) -> Source:
     root = Path(place).expanduser()
     if "://" not in place and root.is_dir():
         root = images_root(root)
-        validation = next((root / name for name in ("val", "validation") if (root / name).is_dir()), None)
+        validation = next((root / name for name in SPLIT_FOLDERS["val"] if (root / name).is_dir()), None)
         has_shards = any(root.glob("*.safetensors")) or any(root.glob("*.tar*"))
         if classes is not None and not (root / "train").is_dir() and not has_shards:
             return EvaluationFolder(place, validation or root, classes)

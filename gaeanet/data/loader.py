@@ -274,7 +274,7 @@ def picked_batches(
         _PickedBatches(source, split, transform, picks),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
     return Batches(loader)
