@@ -95,7 +95,7 @@ def import_(arguments: argparse.Namespace) -> None:
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns ImageNet's archives, a folder tree or a bucket into class folders or shards; stopped, it continues."""
     from gaeanet.prepare import prepare as run
-    from gaeanet.prepare import verify
+    from gaeanet.verify import verify
 
     if arguments.destination is None and not arguments.verify:
         raise RequestError("prepare: give a DESTINATION to write to, or --verify to check SOURCE")

@@ -61,16 +61,6 @@ def compile_for(asked: str | bool, network: nn.Module, device: torch.device) -> 
     return "compiled (the first steps take minutes)"
 
 
-def memory_format_for(init_channels: int, device: torch.device) -> torch.memory_format:
-    """The order in memory of weights and images in training: channels last, which is faster, where it is safe.
-
-    oneDNN 3.12 (in PyTorch 2.14) writes past its buffers in the backward pass of 1x1 convolutions with stride 2 and
-    fewer than 8 channels in that order, which such a narrow network's first cell has: the process crashes, or worse.
-    """
-    narrow = device.type == "cpu" and init_channels < 8
-    return torch.contiguous_format if narrow else torch.channels_last
-
-
 def seed_draws(seed: int, device: torch.device) -> None:
     """Seeds what the network draws on this device; `torch.manual_seed` would take the time to seed every device."""
     torch.default_generator.manual_seed(seed)

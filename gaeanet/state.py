@@ -67,8 +67,7 @@ class TrainingState:
         self._source, self._processes = source, processes
         self._data = portable_data(experiment.data)
         self.precision = devices.precision_for(hp.precision, device)
-        self._memory_format = devices.memory_format_for(hp.init_channels, device)
-        self.network = build_network(hp).to(device).to(memory_format=self._memory_format)
+        self.network = build_network(hp).to(device).to(memory_format=torch.channels_last)
         if hp.sync_batch_norm and processes.world_size > 1:
             devices.check_sync_batch_norm(device)
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
@@ -136,7 +135,7 @@ class TrainingState:
     def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
         """A part's contribution to the mean loss over the global batch, tower included; counts into `sums`."""
         hp = self._hp
-        images = normalize(images.to(self._device, non_blocking=True)).contiguous(memory_format=self._memory_format)
+        images = normalize(images.to(self._device, non_blocking=True))
         labels = labels.to(self._device, non_blocking=True)
         dtype = devices.DTYPES[self.precision]
         with torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32):

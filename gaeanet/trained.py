@@ -102,7 +102,6 @@ class Trained:
         """
         import torch
 
-        from gaeanet import devices
         from gaeanet.errors import reason
         from gaeanet.state import build_network
 
@@ -115,9 +114,8 @@ class Trained:
             raise RequestError(
                 f"{self.path}: its {kind} weights are not those of the network that it describes: {first}"
             ) from None
-        device = device or torch.device("cpu")
-        order = devices.memory_format_for(self.hyperparameters.init_channels, device)
-        return network.to(device).to(memory_format=order).eval()  # type: ignore[call-overload,no-any-return]
+        network = network.to(device or torch.device("cpu"))
+        return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def without_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 from PIL import Image
+from services import gcs, gcs_server, s3, s3_server  # noqa: F401 (fixtures)
 
 from gaeanet.checkpoint import load
 from gaeanet.cli import main
@@ -35,6 +37,13 @@ def jpeg(colour: tuple[int, int, int], size: tuple[int, int], noise: int = 0) ->
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def broken_exif() -> bytes:
+    """A good JPEG whose EXIF block ends within a tag; it asks for a rotation too."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHLL", 0x0112, 3, 1, 6) + b"\x0f\x01\x02\0\xff\xff\0\0"
+    data = jpeg((200, 40, 40), (60, 40))
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
 
 
 def make_folder(root: Path, classes: int = 3, train: int = 6, val: int = 3) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Result, read_log, same_but_for_speed
-from services import QUICK, Proxy, always, gcs, gcs_server, s3, s3_server  # noqa: F401
+from services import QUICK, Proxy, always
 
 from gaeanet import mirror
 from gaeanet.checkpoint import load
@@ -54,7 +54,7 @@ def test_another_machine_goes_on_from_the_bucket(
 
 
 def test_a_bucket_that_holds_a_run_is_not_written_over(
-    gcs: Proxy,  # noqa: F811
+    gcs: Proxy,
     gaeanet: Run,
     experiment_file: Write,
     t3: Path,
@@ -70,7 +70,7 @@ def test_a_bucket_that_holds_a_run_is_not_written_over(
 
 
 def test_a_bucket_that_cannot_be_written_is_refused_before_the_first_step(
-    gcs: Proxy,  # noqa: F811
+    gcs: Proxy,
     gaeanet: Run,
     experiment_file: Write,
     t3: Path,
@@ -86,7 +86,7 @@ def test_a_bucket_that_cannot_be_written_is_refused_before_the_first_step(
 
 
 def test_a_copy_that_fails_on_the_way_is_told_and_the_run_goes_on(
-    gcs: Proxy,  # noqa: F811
+    gcs: Proxy,
     gaeanet: Run,
     experiment_file: Write,
     t3: Path,
@@ -103,7 +103,7 @@ def test_a_copy_that_fails_on_the_way_is_told_and_the_run_goes_on(
 
 
 def test_a_last_copy_that_fails_ends_the_run_with_a_failure(
-    gcs: Proxy,  # noqa: F811
+    gcs: Proxy,
     gaeanet: Run,
     experiment_file: Write,
     t3: Path,

@@ -15,13 +15,11 @@ from conftest import Result, read_log, same_but_for_speed, same_checkpoints
 from gaeanet import state as state_module
 from gaeanet import train as train_module
 from gaeanet.checkpoint import load
-from gaeanet.config import Hyperparameters, load_experiment
+from gaeanet.config import load_experiment
 from gaeanet.context import LocalContext
 from gaeanet.data.source import Source
 from gaeanet.data.sources import open_source
-from gaeanet.devices import memory_format_for
 from gaeanet.network import Cell
-from gaeanet.state import build_network
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -166,17 +164,6 @@ def test_law_2_a_resumed_run_equals_one_that_never_stopped(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert same_but_for_speed(read_log(straight), read_log(broken))
     same_checkpoints(straight, broken)
-
-
-@pytest.mark.parametrize("channels", [2, 4, 8])
-def test_narrow_networks_do_not_break_the_heap(channels: int) -> None:
-    """With PyTorch 2.14 on a CPU, channels last and four channels, the process would abort within a few steps."""
-    device = torch.device("cpu")
-    order = memory_format_for(channels, device)
-    network = build_network(Hyperparameters(num_classes=3, init_channels=channels, layers=3)).to(memory_format=order)
-    for _ in range(20):
-        images = torch.rand(5, 3, 32, 32).to(memory_format=torch.channels_last).contiguous(memory_format=order)
-        network(images).sum().backward()
 
 
 def test_a_finished_run_has_nothing_to_do(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:
