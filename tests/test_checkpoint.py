@@ -12,8 +12,8 @@ from conftest import Result
 from safetensors import safe_open
 
 from gaeanet import checkpoint
-from gaeanet.genotypes import ZOO, from_dict
 from gaeanet.errors import RequestError, RunError
+from gaeanet.genotypes import ZOO, from_dict
 
 TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}, "ema": {"a": torch.ones(2)}}
 
@@ -77,6 +77,6 @@ def test_field_report_50_a_run_leaves_tensors_and_plain_values_only(
     assert files == {"manifest.json"} | {f"{g}.safetensors" for g in ("model", "ema", "optimizer", "meter")}
     for file in files - {"manifest.json"}:
         with safe_open(path / file, "pt") as opened:
-            assert all(isinstance(opened.get_tensor(name), torch.Tensor) for name in opened.keys())
+            assert all(isinstance(opened.get_tensor(name), torch.Tensor) for name in opened.keys())  # noqa: SIM118 (a file, not a mapping)
     hyperparameters = json.loads((path / "manifest.json").read_text())["state"]["hyperparameters"]
     assert from_dict(hyperparameters["genotype"]) == ZOO["gaea-imagenet"].genotype
