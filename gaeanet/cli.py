@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -22,15 +23,23 @@ def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
     from gaeanet.config import load_experiment
     from gaeanet.data.sources import open_source
+    from gaeanet.finetune import read_start
     from gaeanet.run_directory import check_run_dir
+    from gaeanet.sinks import factory_of
 
-    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
+    track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
+    experiment = load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
+    for name in experiment.hyperparameters.track:
+        factory_of(name)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
     source = open_source(experiment)
     # torchrun starts failed processes again with the same arguments: what they then find is their own run.
     if os.environ.get("RANK", "0") == "0":
         resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         check_run_dir(run_dir, resume)
+        if not resume:  # a run that goes on does not need it any more
+            read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
     else:
         mirror = None
@@ -152,6 +161,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
     )
     command.add_argument(
         "--set",
