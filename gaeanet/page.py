@@ -205,8 +205,8 @@ def _confused(run: RunFacts) -> Iterator[str]:
     for pair in run.confusions:
         true, guess = run.classes[pair.true], run.classes[pair.guess]
         yield (
-            f'<div class="pair"><p><b>{escape(true)}</b> taken for <b>{escape(guess)}</b>: {pair.count} '
-            f'image{"s" * (pair.count != 1)}</p><div class="strip">'
+            f'<div class="pair"><p><b>{escape(true)}</b> taken for <b>{escape(guess)}</b>: {pair.images} '
+            f'image{"s" * (pair.images != 1)}</p><div class="strip">'
         )
         for url, about in pair.pictures:
             yield f'<img src="{url}" alt="{escape(about, quote=True)}" title="{escape(about, quote=True)}">'

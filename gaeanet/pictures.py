@@ -39,7 +39,7 @@ class Confusion(NamedTuple):
 
     true: int
     guess: int
-    count: int
+    images: int
     pictures: list[tuple[str, str]]
 
 

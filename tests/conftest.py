@@ -102,7 +102,7 @@ class TinyRun(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run of three classes and eight epochs with EMA, an auxiliary tower and squeeze-excite: to read, not to change."""
+    """A run of three classes and eight epochs with EMA, a tower and squeeze-excite: to read, not to change."""
     root = tmp_path_factory.mktemp("tiny")
     data = make_folder(root / "data", train=8, val=7)
     values = {**NET, "auxiliary": True, "global_batch_size": 8, "epochs": 8, "learning_rate": 0.02}
