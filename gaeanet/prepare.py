@@ -106,7 +106,7 @@ def open_material(location: str) -> Source:
     files = sorted(path.name for path in flat.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files or flat.name in classes:
         return FolderSource(location)
-    return FolderSource(location, validation_classes(images if images != root else root, files, classes))
+    return FolderSource(location, validation_classes(images, files, classes))
 
 
 def _sizes(source: Source) -> Sizes:
