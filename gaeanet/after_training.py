@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 _CHECKPOINT = (
     "a checkpoint directory, a run directory (its best checkpoint), an exported directory or a file of weights"
 )
+
+
+_WEIGHTS = "which weights (default: those that did better in the checkpoint's validation)"
 
 
 @contextmanager
@@ -76,6 +80,46 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(to_json(facts) if arguments.json else "\n".join(to_text(facts, kinds)))
 
 
+def predict(arguments: argparse.Namespace) -> None:
+    """Says what a trained network sees in images: the most probable classes of each."""
+    from gaeanet.trained import find
+
+    trained = find(arguments.checkpoint)
+    kind = trained.kind(arguments.weights)
+    if arguments.top < 1 or arguments.batch_size < 1:
+        raise RequestError("--top and --batch-size must be 1 or more")
+    for place in arguments.images:
+        if place != "-" and not Path(place).exists():
+            raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
+
+    from gaeanet.predict import images_of, show
+    from gaeanet.predict import predict as run
+
+    rows = run(trained, kind, images_of(arguments.images), batch=arguments.batch_size, top=arguments.top)
+    show(rows, arguments.json)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Writes a trained network in a form that other tools read, and checks it against the network."""
+    from gaeanet.trained import find
+
+    trained = find(arguments.checkpoint)
+    kind = trained.kind(arguments.weights)
+    if arguments.destination.exists():
+        raise RequestError(f"{arguments.destination} exists already: name a new destination")
+    if arguments.format == "timm" and arguments.fold_batchnorm:
+        raise RequestError("--fold-batchnorm changes the layers, which timm builds itself: use onnx or torch-export")
+    if arguments.format == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            if importlib.util.find_spec(name) is None:
+                raise RequestError(f"--format onnx needs the package {name}: pip install 'gaeanet[export]'")
+
+    from gaeanet.export import export as run
+
+    for sentence in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
+        print(sentence)
+
+
 def add_commands(commands: Any) -> None:
     """Adds these commands to the command line's parser."""
 
@@ -101,3 +145,27 @@ def add_commands(commands: Any) -> None:
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
     )
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
+
+    command = add("predict", predict, "name what is in images")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="images, directories, or - (an image or names of files on standard input)",
+    )
+    command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
+    command.add_argument("--top", metavar="N", type=int, default=5, help="classes an image (default: 5)")
+    command.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)")
+    command.add_argument("--json", action="store_true", help="print a JSON object a line")
+
+    command = add("export", export, "write a trained network for other tools")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument(
+        "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to make"
+    )
+    command.add_argument(
+        "--format", choices=("timm", "onnx", "torch-export"), default="timm", help="the form (default: timm)"
+    )
+    command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
+    command.add_argument("--fold-batchnorm", action="store_true", help="fold batch norm into the convolutions")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet import __version__, checkpoint, devices
+from gaeanet import __version__, checkpoint, devices, kernels
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
@@ -20,6 +20,7 @@ from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
 from gaeanet.errors import RequestError, reason
 from gaeanet.evaluate import Meter
+from gaeanet.lineage import Lineage, lineage_of
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
 
@@ -57,6 +58,7 @@ class TrainingState:
         rate_scale: Factor on the learning rate, halved by each rewind.
         best: The best validations so far, best first: accuracy, epoch, batches and kind of weights (`raw` or `ema`).
         validated_at: `batches` at the last validation.
+        parent: What is known of the checkpoint that the run started from; None for random weights.
     """
 
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
@@ -71,6 +73,8 @@ class TrainingState:
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
         self.average = WeightAverage(self.network, hp.ema_decay) if hp.ema_decay > 0 else None
         self.compilation = devices.compile_for(hp.compile, self.network, device)
+        if device.type == "cpu" and self.precision == "fp32" and self.compilation == "not compiled":
+            self.compilation = kernels.accelerate(self.network)
         self._shared: nn.Module = self.network
         if processes.world_size > 1:
             # Before each forward the first process's batch-norm statistics replace the others'.
@@ -87,6 +91,7 @@ class TrainingState:
         self.rate_scale = 1.0
         self.best: list[dict[str, Any]] = []
         self.validated_at = 0
+        self.parent: Lineage | None = None
 
     def step(self, images: Tensor, labels: Tensor, learning_rate: float, drop_path_rate: float) -> None:
         """One optimizer step on this process's share of a global batch.
@@ -204,7 +209,7 @@ class TrainingState:
                 "settings": self._data,
             },
         }
-        return tensors, state
+        return tensors, {**state, "lineage": lineage_of(state, self._hp.seed, self.parent)}
 
     def load(self, path: Path, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> list[str]:
         """Takes over a checkpoint as `checkpoint.load` reads it; returns sentences on what is not as it was.
@@ -240,6 +245,7 @@ class TrainingState:
             raise RequestError(f"{path}: the checkpoint of another network: {reason(error)}") from None
         if state["scaler"] and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        self.parent = state.get("lineage", {}).get("parent")
         notes = []
         if state["world_size"] != self._processes.world_size:
             notes.append(
