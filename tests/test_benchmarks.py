@@ -28,7 +28,7 @@ def test_requests_in_flight(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "shards", "bucket"])
-def test_scale(kind: str, tmp_path: Path) -> None:
-    out = run("scale.py", kind, "--train", 2000, "--val", 1000, "--small", 1000, "--workers", 1, "--dir", tmp_path)
-    assert len(re.findall(rf"{kind} .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)) == 2
+def test_scale(tmp_path: Path) -> None:
+    out = run("scale.py", "--train", 2000, "--val", 1000, "--small", 0, "--workers", 1, "--dir", tmp_path)
+    for kind in ("folder", "shards", "bucket"):
+        assert re.search(rf"{kind} .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)
