@@ -15,7 +15,7 @@ from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
-from gaeanet.errors import RunError, Stopped, reason
+from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
 from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
@@ -99,7 +99,7 @@ class _Run:
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp)
-            if self.context.processes.any(self.stop.received is not None):
+            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
                 self._stop()
         return True
 
@@ -194,11 +194,7 @@ class _Run:
     def _stop(self) -> None:
         if self.state.validated_at != self.state.batches:
             _save(self.state, self.context, self.experiment.hyperparameters)
-        name = self.stop.received or "a signal to another process"
-        raise Stopped(
-            f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
-            "run again with --resume"
-        )
+        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch, rate: float) -> bool:
         hp = self.experiment.hyperparameters
