@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.run_directory import MANIFEST
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})")
@@ -62,7 +63,7 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
             save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
             digests[path.name] = _digest(path)
             _flush(path)
-        manifest = draft / "manifest.json"
+        manifest = draft / MANIFEST
         manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": digests, "state": state}, indent=1))
         _flush(manifest)
         _flush(draft)
@@ -104,7 +105,7 @@ def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         format_, _, _ = manifest["format"], manifest["files"], manifest["state"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(f"{path}: not a gaeanet checkpoint, or its manifest.json is damaged") from None

@@ -15,6 +15,8 @@ from gaeanet.errors import GaeanetError, RequestError, RunError
 
 if TYPE_CHECKING:
     from gaeanet.config import Experiment
+    from gaeanet.context import LocalContext
+    from gaeanet.mirror import Mirror
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -27,16 +29,15 @@ def train(arguments: argparse.Namespace) -> None:
     start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
     # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
+    mirror = None
     if os.environ.get("RANK", "0") == "0" and not _is_trial():
-        check_run_dir(run_dir, arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+        resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        check_run_dir(run_dir, resume)
+        mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
-    if _is_trial():
-        from gaeanet.determined_context import DeterminedContext as Context
-    else:
-        from gaeanet.context import LocalContext as Context  # type: ignore[assignment]
     from gaeanet.train import train as run
 
-    with Context(run_dir, start) as context:
+    with _context(run_dir, start, mirror) as context:
         try:
             run(experiment, source, context)
         except (RuntimeError, OSError) as error:
@@ -48,6 +49,16 @@ def train(arguments: argparse.Namespace) -> None:
 def _is_trial() -> bool:
     """Whether a Determined cluster runs this process as part of a trial."""
     return os.environ.get("DET_TASK_TYPE") == "TRIAL"
+
+
+def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalContext:
+    if _is_trial():
+        from gaeanet.determined_context import DeterminedContext
+
+        return DeterminedContext(run_dir, start)
+    from gaeanet.context import LocalContext
+
+    return LocalContext(run_dir, mirror, start)
 
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
@@ -66,6 +77,20 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     from gaeanet.determined_context import read_experiment
 
     return read_experiment()
+
+
+def _mirror(location: str | None, resume: bool) -> Mirror | None:
+    """The bucket that the run is copied to, if there is to be one and it holds no other run."""
+    if location is None:
+        return None
+    from gaeanet.mirror import Mirror
+
+    mirror = Mirror(location)
+    if not resume and mirror.checkpoints():
+        raise RequestError(
+            f"{location} already holds a run: continue it with --resume, or change hyperparameters.checkpoint_bucket"
+        )
+    return mirror
 
 
 def plot(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Where a run lives: its processes, and the directory that holds what it leaves behind.
 
-`LocalContext` is all that the training loop knows of its surroundings; `determined_context.DeterminedContext` has the same
-methods on a cluster.
+`LocalContext` is all that the training loop knows of its surroundings; on a cluster, `DeterminedContext` (beside it, in
+`determined_context.py`) takes its place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from gaeanet import checkpoint
 from gaeanet.config import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
+from gaeanet.mirror import Mirror
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, METRICS, log_beside, read_log
 
@@ -33,11 +34,13 @@ class LocalContext:
         processes: Those that share the run; the first one alone writes.
 
     Args:
+        mirror: Where the first process copies checkpoints and log to.
         start: A checkpoint to continue from as long as the run has none of its own.
     """
 
-    def __init__(self, run_dir: Path, start: Path | None = None) -> None:
+    def __init__(self, run_dir: Path, mirror: Mirror | None = None, start: Path | None = None) -> None:
         self.run_dir = run_dir
+        self._mirror = mirror
         self.processes = Processes()
         self._start = start
 
@@ -83,6 +86,7 @@ class LocalContext:
         best: int | None,
         keep: set[int],
         keep_latest: int,
+        note: Callable[[str], None],
     ) -> None:
         """Saves a checkpoint on the first process; the others wait until it is there.
 
@@ -91,12 +95,15 @@ class LocalContext:
             best: The step that `best` shall lead to.
             keep: Steps whose checkpoints must stay.
             keep_latest: How many of the newest stay beside them.
+            note: Told of a copy to a bucket that failed; the next one is tried all the same.
 
         Raises:
             RunError: On every process, where the first one could not write.
         """
         failure = None
         if self.processes.is_first:
+            if self._mirror and (problem := self._mirror.wait()):
+                note(f"the last copy to the bucket failed: {problem}; the checkpoint itself is whole")
             try:
                 path = checkpoint.save(self.checkpoints, step, tensors, state)
                 checkpoint.point(self.checkpoints, "latest", path)
@@ -104,10 +111,19 @@ class LocalContext:
                 if best is not None and (target := path.with_name(checkpoint.name_of(best))).exists():
                     checkpoint.point(self.checkpoints, "best", target)
                 checkpoint.prune(self.checkpoints, keep_latest, keep)
+                if self._mirror:
+                    left = [kept.name for kept in checkpoint.checkpoints(self.checkpoints)]
+                    self._mirror.copy(path, self.metrics_path, left)
             except RunError as error:
                 failure = str(error)
         if failure := self.processes.from_first(failure):
             raise RunError(failure)
+
+    def finish(self) -> None:
+        """Waits for what is still under way; raises `RunError` on every process where it failed."""
+        problem = self._mirror.wait() if self._mirror else None
+        if problem := self.processes.from_first(problem):
+            raise RunError(f"everything is in {self.run_dir}, but its copy is not whole: {problem}")
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint, read and verified; `note` is told of damaged ones that were passed over.
@@ -116,6 +132,14 @@ class LocalContext:
             RequestError: The first process found one that this process does not see.
         """
         found: Checkpoint | None = None
+        failure = None
+        if self.processes.is_first:
+            try:
+                self._fetch(note)
+            except RunError as error:
+                failure = str(error)
+        if failure := self.processes.from_first(failure):
+            raise RunError(failure)
         if self.processes.is_first:
             for path in reversed(checkpoint.checkpoints(self.checkpoints)):
                 try:
@@ -131,15 +155,17 @@ class LocalContext:
             note(f"goes on from {path}")
         return found
 
+    def _fetch(self, note: Callable[[str], None]) -> None:
+        if self._mirror and (names := self._mirror.fetch(self.run_dir)):
+            note(f"brought {', '.join(names)} from {self._mirror.location}")
+
     def asked_to_stop(self) -> bool:
         """Whether this process knows, other than by a signal, that the run is to be stopped."""
         return False
 
     def stopped(self, step: int, signal: str) -> Stopped:
         """What to end a stopped run with, once it is saved; `signal` names what stopped it."""
-        return Stopped(
-            f"stopped by {signal} after step {step}, state saved in {self.run_dir}: run again with --resume"
-        )
+        return Stopped(f"stopped by {signal} after step {step}, state saved in {self.run_dir}: run again with --resume")
 
     def whereabouts(self) -> str:
         """Where all that the run leaves is to be found, in a sentence."""

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -31,9 +32,17 @@ def read_experiment() -> Experiment:
         RequestError: determined is missing, or a key or value is wrong.
     """
     info = _determined().get_cluster_info()
-    return experiment_from(
+    if info is None:
+        raise RequestError("DET_TASK_TYPE says that this is a trial, but /run/determined does not: unset it")
+    experiment = experiment_from(
         {"name": f"trial-{info.trial.trial_id}", "data": info.user_data, "hyperparameters": info.trial.hparams}
     )
+    if experiment.hyperparameters.checkpoint_bucket is not None:
+        raise RequestError(
+            "experiment: hyperparameters.checkpoint_bucket: a cluster keeps checkpoints where checkpoint_storage says: "
+            "set that, and this to null"
+        )
+    return experiment
 
 
 def metrics_of(line: dict[str, Any]) -> dict[str, float]:
@@ -43,14 +52,14 @@ def metrics_of(line: dict[str, Any]) -> dict[str, float]:
 
 
 class DeterminedContext(LocalContext):
-    """A trial: its log, its checkpoints and the wish to stop it are the master's, its directory ends with its container.
+    """A trial: the master takes its metrics and says when to stop; its directory ends with its container.
 
-    Checkpoints are stored where the experiment's `checkpoint_storage` says, in the format of all others and with the log
-    and the experiment file beside them, so that one that was downloaded is as good as a run directory.
+    Checkpoints are stored where the experiment's `checkpoint_storage` says, in the format of all others and with the
+    log and the experiment file beside them, so that one that was downloaded is as good as a run directory.
     """
 
     def __init__(self, run_dir: Path, start: Path | None = None) -> None:
-        super().__init__(run_dir, start)
+        super().__init__(run_dir, start=start)
         determined = _determined()
         core = determined.core
         self._newest: str | None = determined.get_cluster_info().latest_checkpoint
@@ -61,7 +70,7 @@ class DeterminedContext(LocalContext):
         try:
             self._core = core.init(
                 distributed=core.DistributedContext.from_torch_distributed() if "WORLD_SIZE" in os.environ else None,
-                # The loop agrees on stopping after each step anyway; asking through determined would cost another round.
+                # The loop agrees after each step whether to stop; asking all through determined would cost more.
                 preempt_mode=core.PreemptMode.ChiefOnly,
                 # Without it determined writes files of its own, with a package (tensorboard) that it does not bring.
                 tensorboard_mode=core.TensorboardMode.MANUAL,
@@ -75,11 +84,14 @@ class DeterminedContext(LocalContext):
     ) -> None:
         try:
             self._aside.shutdown()
-            if self.processes.is_first:
+            if self.processes.is_first and any(self._core.train.get_tensorboard_path().glob("*")):
+                time.sleep(1)  # determined copies once a second at most, and passes over what it is asked in between
                 self._core.train.upload_tensorboard_files()
             self._core.close(kind, error, trace)
         except Exception as problem:
-            message = f"the master did not take the last metrics: {_words(problem)}; started again, the trial repeats them"
+            message = (
+                f"the master did not take the last metrics: {_words(problem)}; started again, the trial repeats them"
+            )
             if error is None or isinstance(error, Preempted):
                 raise RunError(message) from problem
             _note(message)
@@ -111,6 +123,7 @@ class DeterminedContext(LocalContext):
         best: int | None,
         keep: set[int],
         keep_latest: int,
+        note: Callable[[str], None],
     ) -> None:
         """Stores a checkpoint from the first process; which ones stay is `checkpoint_storage`'s to say."""
         failure = None
@@ -120,7 +133,9 @@ class DeterminedContext(LocalContext):
             except RunError as error:
                 failure = str(error)
             except Exception as error:
-                failure = f"the cluster did not store the checkpoint of step {step}: {_words(error)}; earlier ones are whole"
+                failure = (
+                    f"the cluster did not store the checkpoint of step {step}: {_words(error)}; earlier ones are whole"
+                )
         self._agree(failure)
         self._newest = self.processes.from_first(self._newest)
 
@@ -150,7 +165,9 @@ class DeterminedContext(LocalContext):
             try:
                 self._core.preempt.acknowledge_preemption_signal()
             except Exception as error:
-                failure = f"the master did not hear that step {step} is saved as checkpoint {self._newest}: {_words(error)}"
+                failure = (
+                    f"the master did not hear that step {step} is saved as checkpoint {self._newest}: {_words(error)}"
+                )
         self._agree(failure)
         if self.processes.from_first(preempted):
             return Preempted(f"stopped by the cluster after step {step}, saved as checkpoint {self._newest}")
@@ -172,14 +189,15 @@ class DeterminedContext(LocalContext):
         kind, step = line["kind"], line["batches"]
         if step <= self._told.get(kind, -1):  # after a rewind: the master takes a step once
             return None
-        validation = kind == "validation"
-        train = self._core.train
+        metrics, train = metrics_of(line), self._core.train
+        if left_out := [key for key, value in line.items() if isinstance(value, float) and key not in metrics]:
+            _note(f"step {step}: {', '.join(left_out)} not finite, and left out of what the master is told")
         try:
-            (train.report_validation_metrics if validation else train.report_training_metrics)(step, metrics_of(line))
+            (train.report_validation_metrics if kind == "validation" else train.report_training_metrics)(step, metrics)
         except Exception as error:
             return (
-                f"the master did not take metrics reported before step {step}: {_words(error)}; started again, the trial "
-                "repeats them from its last checkpoint"
+                f"the master did not take metrics reported before step {step}: {_words(error)}; started again, the "
+                "trial repeats them from its last checkpoint"
             )
         self._told[kind] = step
         # Aside, since it waits for an answer: a master that is away for minutes must not hold the training up.

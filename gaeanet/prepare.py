@@ -20,24 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from gaeanet.data.archives import TRAIN, VAL
 from gaeanet.data.catalog import check_imagenet_is_whole
-from gaeanet.data.folder import (
+from gaeanet.data.folder import FolderSource, read_table, table_of
+from gaeanet.data.labels import validation_classes
+from gaeanet.data.layout import (
+    ARCHIVES,
     IMAGE_SUFFIXES,
+    INDEX,
+    SPLIT_FOLDERS,
     TABLE,
     UNFINISHED,
-    FolderSource,
     flat_folder,
     images_root,
-    read_table,
-    table_of,
 )
-from gaeanet.data.labels import validation_classes
 from gaeanet.data.shard_writer import SHARD_BYTES, Sizes, write_shards
-from gaeanet.data.shards import INDEX
 from gaeanet.data.source import Source
 from gaeanet.data.sources import open_location
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
 _PARTIAL = ".partial"
 _CHUNK = 256
@@ -81,9 +80,8 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         shutil.rmtree(partial)
         (destination / UNFINISHED).unlink()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise RunError(
-            f"{error.filename or destination}: cannot be written: {reason}; run again, it continues"
+            f"{error.filename or destination}: cannot be written: {reason(error)}; run again, it continues"
         ) from None
     found = open_location(str(destination)).catalog
     if found.fingerprint != catalog.fingerprint:
@@ -98,11 +96,11 @@ def open_material(location: str) -> Source:
     if (
         "://" in location
         or not root.is_dir()
-        or any((root / name).exists() for name in (INDEX, TRAIN, VAL, UNFINISHED))
+        or any((root / name).exists() for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     ):
         return open_location(location)
     images = images_root(root)
-    val = next((images / name for name in ("val", "validation") if (images / name).is_dir()), None)
+    val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
         return FolderSource(location)
     classes = sorted(path.name for path in (images / "train").iterdir() if path.is_dir())
@@ -156,7 +154,7 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         shutil.rmtree(destination / _PARTIAL, ignore_errors=True)
         (destination / _PARTIAL).mkdir()
     except OSError as error:
-        raise RequestError(f"{destination}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{destination}: cannot be written: {reason(error)}") from None
     except ValueError:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 

@@ -14,6 +14,8 @@ CONFIG = "config.yaml"
 CURVE = "curve.png"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
+MANIFEST = "manifest.json"
+"""Of each checkpoint."""
 
 
 def holds_run(run_dir: Path) -> bool:
@@ -39,13 +41,13 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
 def checkpoint_to_continue(path: Path) -> Path:
     """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
     for place in (path, path / CHECKPOINTS / "latest"):
-        if (place / "manifest.json").is_file():
+        if (place / MANIFEST).is_file():
             return place.resolve()
     raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")
 
 
 def log_beside(checkpoint: Path) -> Path | None:
-    """The log of the run that a checkpoint is of, where it is known: in it (from a cluster), or in its run directory."""
+    """The log of a checkpoint's run, where it is known: in it (it comes from a cluster), or in its run directory."""
     places = [checkpoint / METRICS]
     if checkpoint.parent.name == CHECKPOINTS:
         places.append(checkpoint.parent.parent / METRICS)

@@ -22,6 +22,7 @@ from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
 from gaeanet.run_directory import CURVE, read_log
+from gaeanet.shared_memory import check_shared_memory
 from gaeanet.state import TrainingState
 
 REPORTS_PER_EPOCH = 10
@@ -39,6 +40,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
     marker = "[generated images]" if source.generated else ""
+    check_shared_memory(experiment)
     with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
         state = TrainingState(experiment, source, context.processes)
         notes = list(source.notes)
@@ -52,11 +54,13 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
         for sentence in [*plan(experiment, source, context, state, steps), *notes]:
             display.say(sentence)
         if not found:
-            _save(state, context, hp)  # shows at once whether there is room
+            _save(state, context, hp, display)  # shows at once whether there is room
+            context.finish()
         display.begin(hp.epochs, steps, _validations_left(state, steps, hp))
         run = _Run(experiment, source, context, state, display, stop, steps)
         while not run.to_the_end():
             display.say(run.rewind())
+        context.finish()
         for sentence in closing_words(state, context):
             display.say(sentence)
 
@@ -98,7 +102,7 @@ class _Run:
                 self._report(rate, dropped)
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
-                _save(state, self.context, hp)
+                _save(state, self.context, hp, self.display)
             if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
                 self._stop()
         return True
@@ -152,7 +156,7 @@ class _Run:
         self.context.report(line)
         self.display.report(line)
         state.note_validation(line)
-        _save(state, self.context, hp)
+        _save(state, self.context, hp, self.display)
         if self.context.processes.is_first:
             _draw(self.context, self.display)
         self.clock = time.monotonic()
@@ -193,7 +197,8 @@ class _Run:
 
     def _stop(self) -> None:
         if self.state.validated_at != self.state.batches:
-            _save(self.state, self.context, self.experiment.hyperparameters)
+            _save(self.state, self.context, self.experiment.hyperparameters, self.display)
+        self.context.finish()
         raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch, rate: float) -> bool:
@@ -222,7 +227,7 @@ class _Run:
         return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
 
 
-def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters) -> None:
+def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters, display: Display) -> None:
     tensors, values = state.saved()
     ranked = [entry["batches"] for entry in state.best]
     context.save(
@@ -232,6 +237,7 @@ def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters) -> N
         best=ranked[0] if ranked else None,
         keep=set(ranked),
         keep_latest=hp.keep_latest,
+        note=display.say,
     )
 
 

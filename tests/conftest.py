@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import settings
 from PIL import Image
+from services import gcs, gcs_server, s3, s3_server  # noqa: F401 (fixtures)
 
 from gaeanet.checkpoint import load
 from gaeanet.cli import main

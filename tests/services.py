@@ -132,6 +132,9 @@ class Proxy:
         query = dict(urllib.parse.parse_qsl(parts.query))
         if gcs and "list-type" in query:
             return self._list(parts.path.strip("/"), query, port)
+        if gcs and method == "DELETE":  # which the emulator knows in the JSON dialect only
+            bucket, _, key = urllib.parse.unquote(parts.path).strip("/").partition("/")
+            path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(key, safe='')}"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         kept = {k: v for k, v in headers.items() if k.lower() not in ("connection", "accept-encoding")}
         connection.request("GET" if gcs and method == "HEAD" else method, path, body or None, kept)

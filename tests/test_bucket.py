@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import Result, make_folder, read_log
-from services import QUICK, Proxy, always, flaky, gcs, gcs_server, s3, s3_server, upload  # noqa: F401
+from services import QUICK, Proxy, always, flaky, upload
+from sessions import assert_nothing_left, members
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters, load_experiment
@@ -48,7 +51,7 @@ def test_training_from_a_bucket_equals_training_from_a_folder(
     assert all(line["read_retries"] == 0 for line in logs[1])
 
 
-def test_field_report_22_classes_and_labels_do_not_depend_on_listing_order(gcs: Proxy, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_22_classes_and_labels_do_not_depend_on_listing_order(gcs: Proxy, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "images", classes=12, train=2, val=1)
     for split in ("train", "val"):
         for k in range(12):
@@ -121,7 +124,7 @@ def test_field_report_36_a_permanent_error_names_the_object_at_once(
     assert f"{location}/train/n00000000/train_4.JPEG: {words}" in str(error.value)
 
 
-def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/report-36c"
     upload(t3, location)
     source = bucket(location, tmp_path)
@@ -131,7 +134,7 @@ def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> 
             source.read("train", 2)
 
 
-def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/report-35"
     upload(t3, location)
     source = bucket(location, tmp_path)
@@ -151,7 +154,7 @@ def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp
     assert time.monotonic() - begin < 20
 
 
-def test_the_listing_is_read_once_and_looked_at_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_listing_is_read_once_and_looked_at_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/listing"
     upload(t3, location)
     first = bucket(location, tmp_path)
@@ -192,7 +195,7 @@ def test_what_a_bucket_lacks_is_refused_by_name(
 
 
 def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gaeanet.data.bucket import _settings, has_credentials
+    from gaeanet.data.credentials import has_credentials, settings_of
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
@@ -203,4 +206,30 @@ def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-west-1\n")
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert has_credentials("s3")
-    assert _settings("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+    assert settings_of("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+
+
+@pytest.mark.slow
+def test_field_report_39_workers_of_a_killed_run_end_too(
+    gcs: Proxy,
+    experiment_file: Write,
+    t3: Path,
+    tmp_path: Path,
+) -> None:
+    """Workers that read from a bucket are children of a server, which does not notice that the run was killed."""
+    upload(t3, "gs://photos/orphans")
+    config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
+    command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
+    log = tmp_path / "run" / "metrics.jsonl"
+    shared_memory = len(list(Path("/dev/shm").iterdir()))
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    run = subprocess.Popen(command, start_new_session=True, **quiet)
+    end = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(members(run)) > 2
+    run.kill()
+    run.wait()
+    assert_nothing_left(run, shared_memory)

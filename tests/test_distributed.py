@@ -19,6 +19,7 @@ import lives
 import pytest
 import torch
 from conftest import make_folder, read_log, same_but_for_speed, same_checkpoints
+from sessions import assert_nothing_left, members
 
 from gaeanet.checkpoint import checkpoints, load
 
@@ -87,28 +88,6 @@ def logged(run_dir: Path) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     complete = [line for line in lines if line.endswith("}")]
     return json.loads(complete[-1])["batches"] if complete else 0
-
-
-def members(process: subprocess.Popen[str]) -> list[int]:
-    """Living processes of the session that a command was started in."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == process.pid and fields[0] != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def assert_nothing_left(process: subprocess.Popen[str], shared_memory: int) -> None:
-    end = time.monotonic() + 10
-    while members(process):
-        assert time.monotonic() < end, members(process)
-        time.sleep(0.1)
-    assert len(list(Path("/dev/shm").iterdir())) <= shared_memory
 
 
 def test_laws_3_and_6_any_number_of_processes_has_the_same_gradients_and_counts(

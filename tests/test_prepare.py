@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import scipy.io
 from conftest import COLOURS, Result, jpeg, make_folder
-from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+from services import Proxy, upload
 
 from gaeanet.data.catalog import imagenet_wnids
 from gaeanet.data.folder import FolderSource
@@ -269,7 +269,7 @@ def test_what_prepare_refuses(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
         assert "cannot be written" in refusal(t3, "/proc/nowhere")
 
 
-def test_a_bucket_is_prepared_into_shards(gcs: Proxy, gaeanet: Run, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bucket_is_prepared_into_shards(gcs: Proxy, gaeanet: Run, t3: Path, tmp_path: Path) -> None:
     upload(t3, "gs://photos/to-prepare")
     result = gaeanet("prepare", "gs://photos/to-prepare", tmp_path / "shards", "--shards")
     assert result.code == 0, result.err

@@ -14,7 +14,7 @@ from conftest import Result, make_folder
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+from services import Proxy, upload
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters
@@ -194,7 +194,7 @@ def test_shards_that_are_not_whole_are_refused_by_name(photos: Path, tmp_path: P
         ShardSource(str(shards))
 
 
-def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
     for name, shard_bytes in (("a", 100_000), ("b", 60_000)):
         prepare(str(photos), tmp_path / name, shards=True, shard_bytes=shard_bytes)
         upload(tmp_path / name, "gs://photos/changing")

@@ -110,7 +110,7 @@ class Allocation:
 
     def start(self) -> Allocation:
         """Fetches the submitted files into the empty working directory and starts the entrypoint."""
-        prepare = "--download_context_directory --resources --rendezvous".split()
+        prepare = ["--download_context_directory", "--resources", "--rendezvous"]
         done = self._popen("determined.exec.prep_container", *prepare)
         out, _ = done.communicate(timeout=60)
         assert done.returncode == 0, out
