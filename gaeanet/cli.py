@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaeanet import __version__
+from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def import_(arguments: argparse.Namespace) -> None:
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns ImageNet's archives, a folder tree or a bucket into class folders or shards; stopped, it continues."""
     from gaeanet.prepare import prepare as run
-    from gaeanet.prepare import verify
+    from gaeanet.verify import verify
 
     if arguments.destination is None and not arguments.verify:
         raise RequestError("prepare: give a DESTINATION to write to, or --verify to check SOURCE")
@@ -239,6 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    add_commands(commands)
     return parser
 
 

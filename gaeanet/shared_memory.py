@@ -24,7 +24,8 @@ def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int)
     training = (largest.stop - largest.start) * 3 * max(hp.training_sizes) ** 2
     validation = min(hp.global_batch_size, 256) * 3 * hp.image_size**2
     per_process = PREFETCH * usable_workers(data.num_workers_train) * training
-    return local_world_size * (per_process + 2 * usable_workers(data.num_workers_val) * validation)
+    total: int = local_world_size * (per_process + 2 * usable_workers(data.num_workers_val) * validation)
+    return total
 
 
 def check_shared_memory(experiment: Experiment) -> None:

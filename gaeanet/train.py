@@ -84,6 +84,7 @@ class _Run:
         self.trouble = Trouble(experiment.data.max_bad, display.say)
         self.line: dict[str, Any] | None = None
         self.clock = time.monotonic()
+        self.next_drawing = 0.0
 
     def to_the_end(self) -> bool:
         """Trains; False asks for a rewind."""
@@ -158,9 +159,16 @@ class _Run:
         state.note_validation(line)
         _save(state, self.context, hp, self.display)
         if self.context.processes.is_first:
-            _draw(self.context, self.display)
+            self._draw(last=epochs == hp.epochs)
         self.clock = time.monotonic()
         return True
+
+    def _draw(self, last: bool) -> None:
+        """Draws the curve again, unless validations come so fast that drawing would take more than a twentieth."""
+        began = time.monotonic()
+        if last or began >= self.next_drawing:
+            _draw(self.context, self.display)
+            self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
 
     def _validation(self) -> dict[str, Any]:
         """A validation line: the whole split, counted with the raw and the averaged weights."""

@@ -263,9 +263,9 @@ def _fault_of(error: Exception) -> str:
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z ]*[a-z])?", text)
     if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
         raise _Permanent("not found (404)")
-    if isinstance(error, PermissionDeniedError):
+    if isinstance(error, PermissionDeniedError) or (status and status[1] == "403"):
         raise _Permanent("permission denied (403)")
-    if isinstance(error, UnauthenticatedError):
+    if isinstance(error, UnauthenticatedError) or (status and status[1] == "401"):
         raise _Permanent("credentials are missing or refused (401)")
     if status and status[1].startswith("4") and status[1] not in ("408", "425", "429"):
         raise _Permanent(f"refused with HTTP status {status[1]}{status[2] or ''}")

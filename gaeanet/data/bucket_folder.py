@@ -190,15 +190,18 @@ class BucketFolderSource(Source):
         sizes: list[NDArray[np.int64]] = []
         digests: list[NDArray[np.uint8]] = []
 
+        def class_folder(name: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.uint8]]:
+            entries = _images(self._client.list(f"{folder}/{name}"))
+            if not entries:
+                raise RequestError(f"{self._client.url(folder)}/{name}: no images in this class folder")
+            names = [entry.key[len(folder) + 1 :] for entry in entries]
+            return names, np.array([entry.size for entry in entries], np.int64), _digests(entries)
+
         def samples() -> Iterator[tuple[str, int]]:
-            listings = self._client.map(self._client.list, [f"{folder}/{name}" for name in table])
-            for label, listing in enumerate(listings):
-                entries = _images(listing)
-                if not entries:
-                    raise RequestError(f"{self._client.url(folder)}/{table[label]}: no images in this class folder")
-                sizes.append(np.array([entry.size for entry in entries], np.int64))
-                digests.append(_digests(entries))
-                yield from ((entry.key[len(folder) + 1 :], label) for entry in entries)
+            for label, (names, sizes_here, digests_here) in enumerate(self._client.map(class_folder, table)):
+                sizes.append(sizes_here)
+                digests.append(digests_here)
+                yield from ((name, label) for name in names)
 
         return Split.of(samples()), np.concatenate(sizes), np.concatenate(digests)
 

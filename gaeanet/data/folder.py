@@ -79,7 +79,7 @@ class FolderSource(Source):
         folders, passed = [], []
         with _listing(path) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not entry.is_dir() or next(_images(entry.path), None) is None:
+                if entry.name.startswith(".") or not entry.is_dir() or next(images_under(entry.path), None) is None:
                     passed.append(entry.name)
                 else:
                     folders.append(entry.name)
@@ -91,7 +91,9 @@ class FolderSource(Source):
     def _index(self, split: str, classes: tuple[str, ...]) -> Split:
         root = self._splits[split]
         return Split.of(
-            (f"{name}/{image}", label) for label, name in enumerate(classes) for image in sorted(_images(root / name))
+            (f"{name}/{image}", label)
+            for label, name in enumerate(classes)
+            for image in sorted(images_under(root / name))
         )
 
     def read(self, split: str, index: int) -> bytes:
@@ -179,13 +181,13 @@ def _listing(path: str | Path) -> os._ScandirIterator[str]:
         raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
 
 
-def _images(folder: str | Path, prefix: str = "") -> Iterator[str]:
+def images_under(folder: str | Path, prefix: str = "") -> Iterator[str]:
     """Paths, relative to `folder`, of the images in it and in the folders below it."""
     with _listing(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _images(entry.path, f"{prefix}{entry.name}/")
+                yield from images_under(entry.path, f"{prefix}{entry.name}/")
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 yield prefix + entry.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def flat_folder(val: Path) -> Path:
 
 def meant_instead(root: Path) -> Path | None:
     """The directory just above or below `root` that holds images: the usual slip is one level too high or too low."""
-    for above in list(root.absolute().parents)[:2]:
+    for above in list(Path(os.path.abspath(root)).parents)[:2]:
         if holds_images(_names(above)):
             return above
     below = [root / name for name in sorted(_names(root))][:_LOOKED_INTO]

@@ -179,6 +179,29 @@ class _ValidationBatches(_Faithful):
         return Batch(0, step, block.images, labels, source.retries - before)
 
 
+class _PickedBatches(_Faithful):
+    """Batches of given samples of one split, in their order, without augmentation."""
+
+    def __init__(self, source: Source, split: str, transform: Transform, picks: Sequence[range]) -> None:
+        self._source, self._split, self._transform, self._picks = source, split, transform, picks
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def batch(self, step: int) -> Batch:
+        source, before = self._source, self._source.retries
+        indices = np.asarray(self._picks[step], dtype=np.int64)
+        block = _Block(len(indices))
+        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch(self._split, indices.tolist()))):
+            try:
+                block[place] = self._transform(to_pixels(data))
+            except ImageError as error:
+                # Passed over, it would change the number that is reported.
+                raise RunError(f"{source.path(self._split, index)}: {error}; every image counts") from None
+        labels = torch.from_numpy(source.catalog.split(self._split).labels[indices]).long()
+        return Batch(0, step, block.images, labels, source.retries - before)
+
+
 class _Positions:
     """The positions of a run as a sampler."""
 
@@ -237,6 +260,20 @@ def validation_batches(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
+        multiprocessing_context=_start_method(source, workers),
+    )
+    return Batches(loader)
+
+
+def picked_batches(
+    source: Source, split: str, transform: Transform, picks: Sequence[range], *, workers: int = 0
+) -> Batches:
+    """The batches `picks` of a split, each a range of samples; a batch's `step` is its place among them."""
+    loader = DataLoader(
+        _PickedBatches(source, split, transform, picks),
+        batch_size=None,
+        num_workers=workers,
         worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )

@@ -1,0 +1,113 @@
+"""Compiles the kernels with the system's C++ compiler when they are first needed, and loads them.
+
+The library lies in the user's cache directory under a name made of all that it depends on: sources, compiler, flags,
+processor, and the OpenMP runtime. Builders do not meet: each compiles into a file of its own and renames it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch  # its OpenMP runtime has to be there before `_openmp_runtime` looks for it
+
+SOURCES = ("depthwise.cpp", "batch_norm.cpp")
+HEADERS = ("vectors.hpp",)
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-fno-rtti")
+_HERE = Path(__file__).parent
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had here; the message says why in a few words."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernels, compiled now (some seconds) if this machine has not compiled them before.
+
+    Raises:
+        Unavailable: There is no compiler, or what it makes does not compile or load.
+    """
+    compiler = _compiler()
+    runtime = _openmp_runtime()
+    directory = _cache_directory()
+    path = directory / f"kernels-{_fingerprint(compiler, runtime)}.so"
+    try:
+        if not path.exists():
+            _build(compiler, runtime, path)
+        return ctypes.CDLL(str(path))
+    except subprocess.TimeoutExpired:
+        raise Unavailable("the C++ compiler took too long") from None
+    except subprocess.CalledProcessError as error:
+        complaint = next((line for line in error.stderr.splitlines() if "error" in line), "it gave no reason")
+        raise Unavailable(f"the C++ compiler failed: {complaint.strip()}") from None
+    except OSError as error:
+        path.unlink(missing_ok=True)  # a damaged file is made anew next time
+        raise Unavailable(f"they do not load: {error}") from None
+
+
+def _compiler() -> str:
+    asked = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [asked] if asked else ["c++", "g++", "clang++"])), None)
+    if found is None:
+        raise Unavailable("no C++ compiler")
+    return found
+
+
+def _openmp_runtime() -> str:
+    """The OpenMP runtime that torch has loaded: with a second one, the threads would be twice as many as cores."""
+    try:
+        mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    except OSError:
+        raise Unavailable("only on Linux") from None
+    runtimes = sorted(path for path in mapped if Path(path).name.startswith(("libgomp", "libomp", "libiomp")))
+    if len(runtimes) != 1:
+        raise Unavailable(f"{len(runtimes)} OpenMP runtimes in torch {torch.__version__}, not one")
+    return runtimes[0]
+
+
+def _cache_directory() -> Path:
+    """Where only this user writes: what lies there is run as code."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(home) / "gaeanet"
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=directory):
+            return directory
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="gaeanet-"))
+
+
+def _fingerprint(compiler: str, runtime: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = [
+            line for line in dict.fromkeys(lines) if line.startswith(("model name", "flags", "Features", "CPU part"))
+        ]
+    except OSError:
+        cpu = []
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [compiler, said, runtime, platform.machine(), *FLAGS, *cpu]
+    parts += [(_HERE / name).read_text() for name in SOURCES + HEADERS]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _build(compiler: str, runtime: str, path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as scratch:
+        objects = [f"{scratch}/{Path(name).stem}.o" for name in SOURCES]
+        for name, built in zip(SOURCES, objects):
+            _run(compiler, *FLAGS, "-c", str(_HERE / name), "-o", built)
+        # Linked without -fopenmp, which would bring in the compiler's own runtime.
+        _run(compiler, "-shared", "-Wl,--no-undefined", *objects, runtime, "-lm", "-o", f"{scratch}/kernels.so")
+        os.replace(f"{scratch}/kernels.so", path)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)

@@ -1,0 +1,179 @@
+"""The kernels as differentiable functions of float32 maps (N, C, H, W) on the CPU, in channels-last memory.
+
+Each is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. Nothing cheap is
+kept for the backward pass: activated maps, and what a depthwise convolution makes of them, are made again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from gaeanet.kernels.build import library
+
+ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.SiLU: 2, nn.Hardswish: 3}
+"""The activations' numbers in the kernels."""
+
+
+class Window(NamedTuple):
+    """How a depthwise convolution slides, in both directions."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    def outputs(self, size: int) -> int:
+        """How many outputs a side of `size` pixels has."""
+        return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+
+
+class BatchNorm(torch.autograd.Function):
+    """Batch norm in training; the module's running statistics move on."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+        x = _channels_last(x)
+        out = torch.empty_like(x)
+        statistics = _normalize(_rows(x), out, weight, bias, norm)
+        ctx.save_for_backward(x, weight, statistics)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, statistics = ctx.saved_tensors
+        x_grad = torch.empty_like(x)
+        weight_grad, bias_grad = _normalize_backward(_channels_last(grad), _rows(x), x_grad, weight, statistics)
+        return x_grad, weight_grad, bias_grad, None
+
+
+class ConvolutionUnit(torch.autograd.Function):
+    """Activation, depthwise convolution (or none), 1x1 convolution, batch norm in training.
+
+    Keeps the input, which other operations keep as well, and what batch norm was given.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        depthwise: Tensor | None,
+        pointwise: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        activation: int,
+        window: Window | None,
+        norm: nn.BatchNorm2d,
+    ) -> Tensor:
+        x = _channels_last(x)
+        inner = _inner(x, depthwise, activation, window)
+        mixed = _rows(inner) @ pointwise.flatten(1).t()
+        out = _empty(inner.shape[0], pointwise.shape[0], inner.shape[2], inner.shape[3])
+        statistics = _normalize(mixed, out, weight, bias, norm)
+        ctx.save_for_backward(x, depthwise, pointwise, weight, mixed, statistics)
+        ctx.activation, ctx.window = activation, window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, depthwise, pointwise, weight, mixed, statistics = ctx.saved_tensors
+        mixed_grad = torch.empty_like(mixed)
+        weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, mixed_grad, weight, statistics)
+        inner = _inner(x, depthwise, ctx.activation, ctx.window)
+        pointwise_grad = _laid_out_as(pointwise, mixed_grad.t() @ _rows(inner))
+        inner_grad = mixed_grad @ pointwise.flatten(1)
+        x_grad, depthwise_grad = torch.empty_like(x), None
+        if depthwise is None:
+            _call("activation_backward", inner_grad, x, x_grad, x.numel(), ctx.activation)
+        else:
+            depthwise_grad = _laid_out_as(depthwise, torch.empty(depthwise.numel()))
+            tensors = inner_grad, x, depthwise.contiguous(), x_grad, depthwise_grad
+            _call("depthwise_backward", *tensors, _shape(x, ctx.window), ctx.activation)
+        return x_grad, depthwise_grad, pointwise_grad, weight_grad, bias_grad, None, None, None
+
+
+def _inner(x: Tensor, depthwise: Tensor | None, activation: int, window: Window | None) -> Tensor:
+    """What the 1x1 convolution is given."""
+    if depthwise is not None and window is not None:
+        out = _empty(x.shape[0], x.shape[1], window.outputs(x.shape[2]), window.outputs(x.shape[3]))
+        _call("depthwise_forward", x, depthwise.contiguous(), out, _shape(x, window), activation)
+        return out
+    if not activation:
+        return x
+    out = torch.empty_like(x)
+    _call("activation_forward", x, out, x.numel(), activation)
+    return out
+
+
+def _normalize(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """Normalises x (rows, C) into `out`; returns the batch's mean and inverse deviation (2, C)."""
+    statistics = torch.empty((2, x.shape[1]))
+    tensors = x, out, weight, bias, norm.running_mean, norm.running_var, statistics[0], statistics[1]
+    _call("batch_norm_forward", *tensors, *x.shape, norm.momentum, norm.eps)
+    return statistics
+
+
+def _normalize_backward(
+    grad: Tensor, x: Tensor, x_grad: Tensor, weight: Tensor, statistics: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Writes the gradient of x (rows, C) into `x_grad`; returns those of weight and bias (C)."""
+    weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(weight)
+    tensors = grad, x, weight, statistics[0], statistics[1], x_grad, weight_grad, bias_grad
+    _call("batch_norm_backward", *tensors, *x.shape)
+    return weight_grad, bias_grad
+
+
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, memory_format=torch.channels_last)
+
+
+def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
+    """A gradient with the strides of its weight, as DistributedDataParallel wants it; the order in memory is the same."""
+    return grad.as_strided(weight.shape, weight.stride())
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A channels-last map (N, C, H, W) seen as (N * H * W, C)."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def _shape(x: Tensor, window: Window) -> Any:
+    n, channels, height, width = x.shape
+    sizes = (n, height, width, channels, window.outputs(height), window.outputs(width), *window)
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+_POINTER, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_SIGNATURES: dict[str, list[Any]] = {
+    "depthwise_forward": [_POINTER] * 4 + [_INT] * 2,
+    "depthwise_backward": [_POINTER] * 6 + [_INT] * 2,
+    "batch_norm_forward": [_POINTER] * 8 + [_LONG] * 2 + [_DOUBLE] * 2 + [_INT],
+    "batch_norm_backward": [_POINTER] * 8 + [_LONG] * 2 + [_INT],
+    "activation_forward": [_POINTER] * 2 + [_LONG] + [_INT] * 2,
+    "activation_backward": [_POINTER] * 3 + [_LONG] + [_INT] * 2,
+}
+
+
+@cache
+def _kernel(name: str) -> Any:
+    kernel = getattr(library(), name)
+    kernel.argtypes = _SIGNATURES[name]
+    return kernel
+
+
+def _call(name: str, *arguments: Any) -> None:
+    """Calls a kernel on tensors (by their address) and numbers, with as many threads as PyTorch uses."""
+    passed = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    if _kernel(name)(*passed, torch.get_num_threads()):
+        raise MemoryError(f"no memory for {name}")
