@@ -79,6 +79,8 @@ class Allocation:
             "PATH": f"{BIN}:{os.environ['PATH']}",
             "PYTHONPATH": str(SITE),
             "HOME": str(self.container),
+            # Compiled kernels are the machine's: no need to make them anew in each container.
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),
             "OMP_NUM_THREADS": "1",
             "TASK_CONTAINER": str(self.container),
             "C10D_PORT": str(_free_port()),
