@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -107,6 +108,7 @@ class Allocation:
             "DET_STEPS_COMPLETED": str(steps),
             **({"DET_LATEST_CHECKPOINT": checkpoint} if checkpoint else {}),
         }
+        self._before = _shared_memory()
         self.process: subprocess.Popen[str] | None = None
         self.output = ""
 
@@ -120,7 +122,7 @@ class Allocation:
         return self
 
     def finish(self, timeout: float = 120) -> int:
-        """Waits for the end, and asserts that no process is left; the output lies in `output` then."""
+        """Waits for the end, and asserts that no process, port or shared memory is left; `output` has what was said."""
         assert self.process
         try:
             self.output, _ = self.process.communicate(timeout=timeout)
@@ -128,6 +130,11 @@ class Allocation:
             while left := _session(self.process.pid):
                 assert time.monotonic() < end, left
                 time.sleep(0.05)
+            for name in ("C10D_PORT", "INTER_TRAIN_PROCESS_COMM_PORT_1", "INTER_TRAIN_PROCESS_COMM_PORT_2"):
+                with socket.create_server(("127.0.0.1", int(self.environment[name]))):
+                    pass  # nobody listens there any more
+            segments = [re.match(r"torch_(\d+)_", name) for name in _shared_memory() - self._before]
+            assert all(Path(f"/proc/{segment[1]}").exists() for segment in segments if segment)
         finally:
             self.remove()
         return self.process.returncode
@@ -161,6 +168,10 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir()}
 
 
 def _session(leader: int) -> list[int]:

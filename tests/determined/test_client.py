@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -37,6 +38,22 @@ def test_create_sends_what_a_task_needs_and_nothing_else(tmp_path: Path) -> None
         if file["type"] == 48:
             assert base64.b64decode(file["content"]) == (ROOT / path).read_bytes()
     assert len(json.dumps(body)) < 1_000_000
+    runs_alone(body["modelDefinition"], tmp_path / "work")
+
+
+def runs_alone(files: list[dict[str, Any]], folder: Path) -> None:
+    """Unpacked in an empty directory the files import, and refuse what a cluster would refuse, naming the key."""
+    folder.mkdir()
+    for file in sorted(files, key=lambda file: str(file["path"])):
+        if file["type"] == 53:
+            (folder / file["path"]).mkdir()
+        else:
+            (folder / file["path"]).write_bytes(base64.b64decode(file["content"]))
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(("DET_", "PYTHON"))}
+    command = [sys.executable, "model_def.py", str(ROOT / "distributed.yaml")]
+    result = subprocess.run(command, cwd=folder, env=keep, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "data.bucket_name is '<your-bucket>': name a place to read from" in result.stderr
 
 
 PRIVATE = [".env", "runs/a/metrics.jsonl", "data/train/a.JPEG", ".git/config", ".venv/bin/python", "key.json"]
@@ -61,21 +78,3 @@ def test_nothing_big_or_private_travels(tmp_path: Path) -> None:
     (tmp_path / ".detignore").write_bytes((ROOT / ".detignore").read_bytes())
     files = [file.path for file in read_v1_context(tmp_path) if file.type == 48]
     assert sorted(files) == sorted(NEEDED)
-
-
-def test_the_sent_files_run_without_the_rest(tmp_path: Path) -> None:
-    """Unpacked alone they import, and refuse what a cluster would refuse, naming the key."""
-    with Master() as master:
-        client(master, tmp_path, "experiment", "create", "const.yaml", ".")
-    work = tmp_path / "work"
-    for file in sorted(master.submissions[0]["modelDefinition"], key=lambda file: file["path"]):
-        if file["type"] == 53:
-            (work / file["path"]).mkdir(parents=True)
-        else:
-            (work / file["path"]).write_bytes(base64.b64decode(file["content"]))
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(("DET_", "PYTHON"))}
-    result = subprocess.run(
-        [sys.executable, "model_def.py", ROOT / "distributed.yaml"], cwd=work, env=keep, capture_output=True, text=True
-    )
-    assert result.returncode == 2
-    assert "data.bucket_name is '<your-bucket>': name a place to read from" in result.stderr

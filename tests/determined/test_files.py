@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import Result, read_log
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rules import DEPRECATED, broken
+from task import TINY
 
 from gaeanet.determined_context import TIME_METRIC, metrics_of
 
@@ -29,18 +31,44 @@ def trees() -> dict[str, dict[str, Any]]:
     return {name: yaml.safe_load((ROOT / name).read_text()) for name in FILES}
 
 
-@pytest.fixture(scope="module")
-def validation_metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """What a validation line of a real run turns into for the master."""
-    from gaeanet.cli import main
+WITHOUT_DETERMINED = """
+import sys
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "determined":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NotInstalled())
+from gaeanet.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
-    run = tmp_path_factory.mktemp("run")
-    values = ["data.generated_per_class=10", "data.num_workers_train=0", "data.num_workers_val=0"]
-    values += [f"hyperparameters.{v}" for v in ("num_classes=2", "init_channels=8", "layers=1", "image_size=32")]
-    values += ["hyperparameters.global_batch_size=10", "hyperparameters.epochs=1"]
-    settings = [word for value in values for word in ("--set", value)]
-    assert main(["train", str(ROOT / "const.yaml"), *settings, "--run-dir", str(run)]) == 0
-    return set(metrics_of(read_log(run, "validation")[-1]))
+
+def without_determined(folder: Path, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line where the extra is not installed."""
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("DET_")}
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_DETERMINED, *map(str, arguments)],
+        cwd=folder,
+        env={**keep, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """const.yaml, tiny, trained where the extra is not installed: the run directory, and how it went."""
+    folder = tmp_path_factory.mktemp("local")
+    values = {**TINY, "hyperparameters.epochs": 1, "hyperparameters.layers": 1}
+    settings = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return folder / "runs" / "const", without_determined(folder, "train", ROOT / "const.yaml", *settings)
+
+
+@pytest.fixture(scope="module")
+def validation_metrics(local: tuple[Path, Any]) -> set[str]:
+    """What a validation line of a real run turns into for the master."""
+    return set(metrics_of(read_log(local[0], "validation")[-1]))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -134,40 +162,15 @@ def test_the_task_image_is_determineds_own_with_its_torch() -> None:
     assert not re.search(r"install[^&]*\btorch", text)
 
 
-WITHOUT_DETERMINED = """
-import sys
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "determined":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, NotInstalled())
-from gaeanet.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def _without_determined(tmp_path: Path, *arguments: Any, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", WITHOUT_DETERMINED, *map(str, arguments)],
-        cwd=tmp_path,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def test_without_the_extra_everything_local_works(
-    experiment_file: Callable[..., Path], t3: Path, tmp_path: Path
-) -> None:
-    config = experiment_file(epochs=1, init_channels=8)
-    result = _without_determined(tmp_path, "train", config, "--data", t3)
+def test_without_the_extra_everything_local_works(local: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    run, result = local
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs" / "tiny" / "checkpoints" / "best" / "manifest.json").exists()
+    assert (run / "checkpoints" / "best" / "manifest.json").exists()
+    assert (run / "curve.png").exists()
 
 
 def test_without_the_extra_a_trial_names_it(tmp_path: Path) -> None:
-    result = _without_determined(tmp_path, "train", DET_TASK_TYPE="TRIAL")
+    result = without_determined(tmp_path, "train", DET_TASK_TYPE="TRIAL")
     assert result.returncode == 2
     assert re.fullmatch(r"gaeanet: refused: .*\binstall gaeanet\[determined\] there, .*\n", result.stderr)
 
