@@ -63,7 +63,7 @@ class DeterminedContext(LocalContext):
         determined = _determined()
         core = determined.core
         self._newest: str | None = determined.get_cluster_info().latest_checkpoint
-        self._since = 0
+        self._resumed = False
         self._told: dict[str, int] = {}
         self._epochs = 1
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="progress")
@@ -104,10 +104,8 @@ class DeterminedContext(LocalContext):
         failure = None
         if self.processes.is_first:
             self._link_tensorboard()
-            # The master may have lost what was reported just before the checkpoint, and knows nothing of another run.
-            for line in read_log(self.metrics_path):
-                if line["batches"] >= self._since:
-                    failure = failure or self._tell(line)
+            for line in self._untold(batches):
+                failure = failure or self._tell(line)
         self._agree(failure)
 
     def report(self, line: dict[str, Any]) -> None:
@@ -150,7 +148,7 @@ class DeterminedContext(LocalContext):
             raise
         except Exception as error:
             raise RunError(f"checkpoint {self._newest} cannot be fetched: {_words(error)}") from error
-        self._since = state["batches"]
+        self._resumed = True
         note(f"goes on from checkpoint {self._newest}")
         return Path(self._newest), tensors, state
 
@@ -205,6 +203,17 @@ class DeterminedContext(LocalContext):
         progress.add_done_callback(_note_failed_progress)
         train.upload_tensorboard_files()
         return None
+
+    def _untold(self, batches: int) -> list[dict[str, Any]]:
+        """Lines of the log, up to that step, of which the master may not know.
+
+        Of another run's it knows nothing. Of its own it may have refused the last ones: what it is told travels aside,
+        and a refusal can show as late as after the next checkpoint.
+        """
+        log = read_log(self.metrics_path)
+        validated = [line["batches"] for line in log if line["kind"] == "validation" and line["batches"] < batches]
+        since = max(validated, default=0) if self._resumed else 0
+        return [line for line in log if line["batches"] >= since]
 
     def _store(self, step: int, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> str:
         draft = self.run_dir / "checkpoint"

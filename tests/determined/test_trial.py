@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,9 +29,9 @@ SETTINGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={v
 
 
 def equal(a: Path, b: Path) -> None:
-    """Asserts that two checkpoint directories hold the same, bit for bit."""
+    """Asserts that two checkpoint directories hold the same, bit for bit; their lineages tell where they were made."""
     (tensors, state), (others, other_state) = load(a), load(b)
-    assert state == other_state
+    assert {**state, "lineage": None} == {**other_state, "lineage": None}
     assert tensors.keys() == others.keys()
     for group, values in tensors.items():
         for name, value in values.items():
@@ -135,8 +136,11 @@ def test_metrics_that_the_master_does_not_take_end_the_trial_clearly_and_are_tol
         assert first.finish() == 1, first.output
         told = [line for line in first.output.splitlines() if line.startswith("gaeanet: ")]
         assert len(told) == 1
-        assert told[0].startswith("gaeanet: the master did not take metrics reported before step 2")
-        assert "started again, the trial repeats them from its last checkpoint" in told[0]
+        assert re.match(
+            r"gaeanet: the master did not take (metrics reported before step \d+|the last metrics): APIException: "
+            r".*the database is away.*; started again, the trial repeats them",
+            told[0],
+        )
         assert "Traceback" not in first.output
 
         last = master.checkpoints[-1]["uuid"] if master.checkpoints else None
