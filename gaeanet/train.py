@@ -17,12 +17,12 @@ from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
 from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
+from gaeanet.limits import check_open_files, check_shared_memory
 from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
 from gaeanet.run_directory import CURVE, read_log
-from gaeanet.shared_memory import check_shared_memory
 from gaeanet.state import TrainingState
 
 REPORTS_PER_EPOCH = 10
@@ -40,6 +40,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
     marker = "[generated images]" if source.generated else ""
+    check_open_files(experiment)
     check_shared_memory(experiment)
     with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
         state = TrainingState(experiment, source, context.processes)
