@@ -169,10 +169,12 @@ def test_without_the_extra_everything_local_works(local: tuple[Path, subprocess.
     assert (run / "curve.png").exists()
 
 
-def test_without_the_extra_a_trial_names_it(tmp_path: Path) -> None:
-    result = without_determined(tmp_path, "train", DET_TASK_TYPE="TRIAL")
-    assert result.returncode == 2
-    assert re.fullmatch(r"gaeanet: refused: .*\binstall gaeanet\[determined\] there, .*\n", result.stderr)
+def test_without_the_extra_a_trial_names_it(gaeanet: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "determined", None)
+    monkeypatch.setenv("DET_TASK_TYPE", "TRIAL")
+    result = gaeanet("train")
+    assert result.code == 2
+    assert re.fullmatch(r"gaeanet: refused: .*\binstall gaeanet\[determined\] there, .*\n", result.err)
 
 
 def test_nothing_but_one_file_imports_determined() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lives
 import pytest
 import torch
 from conftest import Result, read_log, same_but_for_speed
 from master import Master
-from task import ROOT, TINY, Allocation, submit
+from task import ROOT, TINY, Allocation, free_port, submit
 
 from gaeanet.checkpoint import load
 from gaeanet.determined_context import metrics_of
@@ -23,7 +21,7 @@ from gaeanet.determined_context import metrics_of
 pytest.importorskip("determined.core", reason="the extra gaeanet[determined] is not installed")
 pytestmark = pytest.mark.slow
 
-LAST = 30
+LAST = 20
 LAUNCH = "python3 -m determined.launch.torch_distributed python3 model_def.py"
 SETTINGS = [word for key, value in TINY.items() for word in ("--set", f"{key}={value}")]
 
@@ -91,10 +89,10 @@ def test_law_2_a_trial_on_one_slot_stops_and_goes_on_exactly(
     log = read_log(local)
     told_everything(master, log)
     assert same_but_for_speed(lines_of(end), log), "its log reads as if it had never stopped"
-    assert {step: m["epochs"] for step, m in master.told("validation").items()} == {10: 1.0, 20: 2.0, 30: 3.0}
+    assert {step: m["epochs"] for step, m in master.told("validation").items()} == {10: 1.0, 20: 2.0}
     assert master.progress == sorted(master.progress)
     assert master.progress[-1] == 1.0
-    assert {0, 10, 20, 30} <= set(master.steps())
+    assert {0, 10, 20} <= set(master.steps())
     assert all(c["resources"].keys() > {"manifest.json", "model.safetensors"} for c in master.checkpoints)
     synced = storage / "cluster" / "tensorboard" / "experiment" / "1" / "trial" / "1" / "events.out"
     assert synced.read_text() == "curves\n"
@@ -115,10 +113,13 @@ def test_law_2_a_trial_on_two_slots_stops_and_goes_on_exactly(tmp_path: Path) ->
         _, end, outputs = preempted_then_resumed(master, tmp_path / "storage", slots=2)
     assert all("2 processes x 2 x 1" in output for output in outputs)
 
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*torchrun, ROOT / "model_def.py", ROOT / "const.yaml", *SETTINGS, "--run-dir", tmp_path / "undisturbed"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=120)
+    command = ["train", str(ROOT / "const.yaml"), *SETTINGS, "--run-dir", str(tmp_path / "undisturbed")]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [{"RANK": rank, "LOCAL_RANK": rank, **shared} for rank in ("0", "1")]
+    processes = [lives.start(command, tmp_path / f"output-{rank['RANK']}", rank) for rank in ranks]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0, (tmp_path / "output-0").read_text()
     equal(end, tmp_path / "undisturbed" / "checkpoints" / "latest")
     told_everything(master, read_log(tmp_path / "undisturbed"))
 
@@ -128,10 +129,10 @@ def test_metrics_that_the_master_does_not_take_end_the_trial_clearly_and_are_tol
 ) -> None:
     """And a run begun on this machine goes on on a cluster: here from its second epoch, without a launcher."""
     assert gaeanet("train", ROOT / "const.yaml", *SETTINGS, "--run-dir", "local").code == 0
-    start = tmp_path / "local" / "checkpoints" / "step-000000020"
+    start = tmp_path / "local" / "checkpoints" / "step-000000010"
     with Master() as master:
         submit(master, tmp_path, **TINY, entrypoint=f"python3 model_def.py --continue-from {start}")
-        master.refuse, master.refusals = (500, 25), 1
+        master.refuse, master.refusals = (500, 15), 1
         first = Allocation(master, tmp_path / "storage", slots=0).start()
         assert first.finish() == 1, first.output
         told = [line for line in first.output.splitlines() if line.startswith("gaeanet: ")]
