@@ -15,7 +15,7 @@ from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
-from gaeanet.errors import RunError, Stopped, reason
+from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
 from gaeanet.limits import check_open_files, check_shared_memory
 from gaeanet.plan import closing_words, plan
@@ -105,7 +105,7 @@ class _Run:
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp, self.display)
-            if self.context.processes.any(self.stop.received is not None):
+            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
                 self._stop()
         return True
 
@@ -208,11 +208,7 @@ class _Run:
         if self.state.validated_at != self.state.batches:
             _save(self.state, self.context, self.experiment.hyperparameters, self.display)
         self.context.finish()
-        name = self.stop.received or "a signal to another process"
-        raise Stopped(
-            f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
-            "run again with --resume"
-        )
+        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch, rate: float) -> bool:
         hp = self.experiment.hyperparameters
