@@ -111,11 +111,16 @@ class TrainingTransform:
 
 
 class ValidationTransform:
-    """Shorter side to size / 0.875 (256 for 224), central crop of `size`: nothing random."""
+    """Shorter side to size / crop_share (256 for 224), central crop of `size`: nothing random.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._resize = round(size / VALIDATION_CROP)
+    Attributes:
+        size: Side of the crop in pixels.
+        resize: Length of the shorter side before it.
+    """
+
+    def __init__(self, size: int, crop_share: float = VALIDATION_CROP) -> None:
+        self.size = size
+        self.resize = round(size / crop_share)
 
     def __call__(self, image: Tensor) -> Tensor:
-        return TF.center_crop(TF.resize(image, [self._resize], antialias=True), [self._size, self._size])
+        return TF.center_crop(TF.resize(image, [self.resize], antialias=True), [self.size, self.size])

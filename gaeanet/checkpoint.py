@@ -14,13 +14,15 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.run_directory import MANIFEST
+
+if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
+    from torch import Tensor
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{9})")
@@ -51,6 +53,8 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     Raises:
         RunError: The disk is full or cannot be written; what was there before is untouched.
     """
+    from safetensors.torch import save_file
+
     draft = final.with_name(f".{final.name}.{os.getpid()}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -60,9 +64,9 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         for group, values in tensors.items():
             path = draft / f"{group}.safetensors"
             save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
-            digests[path.name] = _digest(path)
+            digests[path.name] = digest_of(path)
             _flush(path)
-        manifest = draft / "manifest.json"
+        manifest = draft / MANIFEST
         manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": digests, "state": state}, indent=1))
         _flush(manifest)
         _flush(draft)
@@ -104,7 +108,7 @@ def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         format_, _, _ = manifest["format"], manifest["files"], manifest["state"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RequestError(f"{path}: not a gaeanet checkpoint, or its manifest.json is damaged") from None
@@ -122,14 +126,21 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
     manifest = read_manifest(path)
     groups = {}
     for name, digest in manifest["files"].items():
-        file = path / name
-        if not file.is_file() or _digest(file) != digest:
-            raise RequestError(f"{file}: {'missing' if not file.is_file() else 'damaged (wrong checksum)'}")
-        groups[name.removesuffix(".safetensors")] = load_file(file)
+        groups[name.removesuffix(".safetensors")] = load_group(path / name, digest)
     return groups, manifest["state"]
 
 
-def _digest(path: Path) -> str:
+def load_group(file: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, on the CPU; raises `RequestError` unless it has this SHA-256 digest."""
+    from safetensors.torch import load_file
+
+    if not file.is_file() or digest_of(file) != digest:
+        raise RequestError(f"{file}: {'missing' if not file.is_file() else 'damaged (wrong checksum)'}")
+    return load_file(file)
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with open(path, "rb") as file:
         return (
             hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)

@@ -8,10 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from gaeanet import __version__
+from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
+
+if TYPE_CHECKING:
+    from gaeanet.mirror import Mirror
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -25,12 +29,16 @@ def train(arguments: argparse.Namespace) -> None:
     source = open_source(experiment)
     # torchrun starts failed processes again with the same arguments: what they then find is their own run.
     if os.environ.get("RANK", "0") == "0":
-        check_run_dir(run_dir, arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+        resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        check_run_dir(run_dir, resume)
+        mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
+    else:
+        mirror = None
 
     from gaeanet.context import LocalContext
     from gaeanet.train import train as run
 
-    context = LocalContext(run_dir)
+    context = LocalContext(run_dir, mirror)
     try:
         run(experiment, source, context)
     except (RuntimeError, OSError) as error:
@@ -39,6 +47,20 @@ def train(arguments: argparse.Namespace) -> None:
         raise explained(error) or error from error
     finally:
         context.processes.leave()
+
+
+def _mirror(location: str | None, resume: bool) -> Mirror | None:
+    """The bucket that the run is copied to, if there is to be one and it holds no other run."""
+    if location is None:
+        return None
+    from gaeanet.mirror import Mirror
+
+    mirror = Mirror(location)
+    if not resume and mirror.checkpoints():
+        raise RequestError(
+            f"{location} already holds a run: continue it with --resume, or change hyperparameters.checkpoint_bucket"
+        )
+    return mirror
 
 
 def plot(arguments: argparse.Namespace) -> None:
@@ -73,7 +95,7 @@ def import_(arguments: argparse.Namespace) -> None:
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns ImageNet's archives, a folder tree or a bucket into class folders or shards; stopped, it continues."""
     from gaeanet.prepare import prepare as run
-    from gaeanet.prepare import verify
+    from gaeanet.verify import verify
 
     if arguments.destination is None and not arguments.verify:
         raise RequestError("prepare: give a DESTINATION to write to, or --verify to check SOURCE")
@@ -179,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    add_commands(commands)
     return parser
 
 

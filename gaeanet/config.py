@@ -103,6 +103,7 @@ class Data(_Block):
 
 OPERATIONAL = frozenset(
     {"max_batch_per_slot", "checkpoint_every", "keep_latest", "keep_best", "on_divergence", "max_bad_steps", "compile"}
+    | {"checkpoint_bucket"}
 )
 """Hyperparameters that may change when a run is resumed: they are about the machine, not the recipe."""
 
@@ -171,6 +172,8 @@ class Hyperparameters(_Block):
     """Newest checkpoints that are kept."""
     keep_best: int = Field(1, ge=1)
     """Best checkpoints that are kept beside them."""
+    checkpoint_bucket: str | None = None
+    """A bucket's URL (gs://bucket/run, ...) to which checkpoints and log are copied, for another machine to resume."""
     on_divergence: Literal["stop", "rewind"] = "stop"
     """After max_bad_steps non-finite gradients in a row: end the run, or go back a checkpoint at half the rate."""
     max_bad_steps: int = Field(10, ge=1)

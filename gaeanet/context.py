@@ -13,6 +13,7 @@ from torch import Tensor
 from gaeanet import checkpoint
 from gaeanet.config import Experiment
 from gaeanet.errors import RequestError, RunError
+from gaeanet.mirror import Mirror
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CHECKPOINTS, CONFIG, METRICS, read_log
 
@@ -25,10 +26,14 @@ class LocalContext:
     Attributes:
         run_dir: The run's directory.
         processes: Those that share the run; the first one alone writes.
+
+    Args:
+        mirror: Where the first process copies checkpoints and log to.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, mirror: Mirror | None = None) -> None:
         self.run_dir = run_dir
+        self._mirror = mirror
         self.processes = Processes()
 
     @property
@@ -65,6 +70,7 @@ class LocalContext:
         best: int | None,
         keep: set[int],
         keep_latest: int,
+        note: Callable[[str], None],
     ) -> None:
         """Saves a checkpoint on the first process; the others wait until it is there.
 
@@ -73,22 +79,34 @@ class LocalContext:
             best: The step that `best` shall lead to.
             keep: Steps whose checkpoints must stay.
             keep_latest: How many of the newest stay beside them.
+            note: Told of a copy to a bucket that failed; the next one is tried all the same.
 
         Raises:
             RunError: On every process, where the first one could not write.
         """
         failure = None
         if self.processes.is_first:
+            if self._mirror and (problem := self._mirror.wait()):
+                note(f"the last copy to the bucket failed: {problem}; the checkpoint itself is whole")
             try:
                 path = checkpoint.save(self.checkpoints, step, tensors, state)
                 checkpoint.point(self.checkpoints, "latest", path)
                 if best is not None:
                     checkpoint.point(self.checkpoints, "best", path.with_name(checkpoint.name_of(best)))
                 checkpoint.prune(self.checkpoints, keep_latest, keep)
+                if self._mirror:
+                    left = [kept.name for kept in checkpoint.checkpoints(self.checkpoints)]
+                    self._mirror.copy(path, self.metrics_path, left)
             except RunError as error:
                 failure = str(error)
         if failure := self.processes.from_first(failure):
             raise RunError(failure)
+
+    def finish(self) -> None:
+        """Waits for what is still under way; raises `RunError` on every process where it failed."""
+        problem = self._mirror.wait() if self._mirror else None
+        if problem := self.processes.from_first(problem):
+            raise RunError(f"everything is in {self.run_dir}, but its copy is not whole: {problem}")
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint, read and verified; `note` is told of damaged ones that were passed over.
@@ -97,6 +115,14 @@ class LocalContext:
             RequestError: The first process found one that this process does not see.
         """
         found: Checkpoint | None = None
+        failure = None
+        if self.processes.is_first:
+            try:
+                self._fetch(note)
+            except RunError as error:
+                failure = str(error)
+        if failure := self.processes.from_first(failure):
+            raise RunError(failure)
         if self.processes.is_first:
             for path in reversed(checkpoint.checkpoints(self.checkpoints)):
                 try:
@@ -108,3 +134,7 @@ class LocalContext:
         if path is not None and not self.processes.is_first:
             found = path, *checkpoint.load(path)
         return found
+
+    def _fetch(self, note: Callable[[str], None]) -> None:
+        if self._mirror and (names := self._mirror.fetch(self.run_dir)):
+            note(f"brought {', '.join(names)} from {self._mirror.location}")

@@ -89,6 +89,9 @@ def read_subject(reference: str) -> Subject:
         kind = ""
     if reference in ZOO or not kind:
         genotype = read_genotype(reference)
+    elif metadata := _of_trained(path):
+        tree = {"hyperparameters": metadata["state"]["hyperparameters"]}
+        return _subject(reference, experiment_from(tree, reference).hyperparameters)
     elif kind == "directory":
         return _subject(reference, _from_directory(path))
     elif _is_experiment(path):
@@ -124,6 +127,21 @@ def _from_directory(path: Path) -> Hyperparameters:
         raise RequestError(f"{place}: its manifest.json holds no hyperparameters")
     experiment: Experiment = experiment_from({"hyperparameters": state["hyperparameters"]}, str(place))
     return experiment.hyperparameters
+
+
+def _of_trained(path: Path) -> dict[str, Any] | None:
+    """What an export, or a checkpoint that is there, says of itself; None for anything else."""
+    from gaeanet.lineage import read_metadata
+
+    if not path.exists():
+        return None
+    marks = ("manifest.json", "config.json", "model.onnx", "model.pt2", f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
+    if path.suffix not in (".onnx", ".pt2") and not any((path / mark).exists() for mark in marks):
+        return None
+    metadata = read_metadata(path)
+    if metadata is None:
+        raise RequestError(f"{path}: says nothing of gaeanet: another program wrote it")
+    return metadata
 
 
 def _is_experiment(path: Path) -> bool:
@@ -305,11 +323,18 @@ def describe(reference: str, image_size: int | None = None, as_json: bool = Fals
     subject = read_subject(reference)
     facts = to_dict(subject, image_size)
     if as_json:
+        if reference not in ZOO and len(reference) < 4096 and (metadata := _of_trained(Path(reference))):
+            facts["lineage"] = metadata["state"].get("lineage")
         return json.dumps(facts, indent=2)
     rows = [f"{name:<16} {value}".rstrip() for name, value in _rows(facts)]
     rows.append(f"{'counted':<16} {facts['counted']}")
     genotype = subject.genotype
-    return "\n".join([*rows, "", explain(genotype, subject.hyperparameters.layers), "", genotype.to_text()])
+    text = [*rows, "", explain(genotype, subject.hyperparameters.layers), "", genotype.to_text()]
+    if reference not in ZOO and len(reference) < 4096 and (metadata := _of_trained(Path(reference))):
+        from gaeanet.lineage import chain
+
+        text += ["", "Where it came from:", *chain(metadata)]
+    return "\n".join(text)
 
 
 def compare(reference_a: str, reference_b: str, image_size: int | None = None, as_json: bool = False) -> str:

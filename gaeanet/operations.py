@@ -36,23 +36,26 @@ class ConvNorm(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the map without losing a pixel: two stride-2 1x1 convolutions, the second one pixel further on.
+    """Halves the map without losing a pixel: two 1x1 convolutions on every other pixel, the second one further on.
 
     Its activation is ReLU in every network, as in the original code. The shifted input gets a zero row and column
-    where the map is odd, so that both halves have ceil(size / 2) pixels; on even maps nothing is added.
+    where the map is odd, so that both halves have ceil(size / 2) pixels; on even maps nothing is added. The pixels are
+    picked before the convolutions, whose own stride oneDNN's AVX2 code gets wrong for few channels (it writes beyond
+    its memory).
     """
 
     def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
         super().__init__()
         self.relu = nn.ReLU()
-        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, stride=2, bias=False, **factory)
-        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, stride=2, bias=False, **factory)
+        self.conv_1 = nn.Conv2d(in_channels, out_channels // 2, 1, bias=False, **factory)
+        self.conv_2 = nn.Conv2d(in_channels, out_channels - out_channels // 2, 1, bias=False, **factory)
         self.bn = nn.BatchNorm2d(out_channels, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         shifted = F.pad(x, [-1, x.shape[3] % 2, -1, x.shape[2] % 2])
-        return self.bn(torch.cat([self.conv_1(x), self.conv_2(shifted)], dim=1))
+        halves = [self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted[:, :, ::2, ::2])]
+        return self.bn(torch.cat(halves, dim=1))
 
 
 class SeparableConv(nn.Module):

@@ -7,42 +7,35 @@ nobody trains on half of the images.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import re
 import shutil
-import time
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gaeanet.data.archives import TRAIN, VAL
 from gaeanet.data.catalog import check_imagenet_is_whole
-from gaeanet.data.folder import (
+from gaeanet.data.folder import FolderSource, read_table, table_of
+from gaeanet.data.labels import validation_classes
+from gaeanet.data.layout import (
+    ARCHIVES,
     IMAGE_SUFFIXES,
+    INDEX,
+    SPLIT_FOLDERS,
     TABLE,
     UNFINISHED,
-    FolderSource,
     flat_folder,
     images_root,
-    read_table,
-    table_of,
 )
-from gaeanet.data.labels import validation_classes
+from gaeanet.data.progress import Progress
 from gaeanet.data.shard_writer import SHARD_BYTES, Sizes, write_shards
-from gaeanet.data.shards import INDEX
 from gaeanet.data.source import Source
 from gaeanet.data.sources import open_location
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
 _PARTIAL = ".partial"
 _CHUNK = 256
-_NAMED = 20
-"""Images that a report names; the rest are counted."""
 
 
 def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int = SHARD_BYTES) -> None:
@@ -52,6 +45,10 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         RequestError: `location` cannot be read or is not whole, or `destination` holds something else.
         RunError: An image cannot be read or written; run again, it continues.
     """
+    if re.match(r"[a-z0-9]+:/", str(destination)):
+        raise RequestError(
+            f"{destination}: prepare writes to a directory; upload that with gcloud storage cp, aws s3 cp or azcopy"
+        )
     source = open_material(location)
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
@@ -69,7 +66,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         print(note)
     _begin(destination, facts, total)
     partial = destination / _PARTIAL
-    progress = _Progress(total)
+    progress = Progress(total)
     try:
         if shards:
             write_shards(source, sizes, destination, partial, shard_bytes, progress.add)
@@ -81,9 +78,8 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         shutil.rmtree(partial)
         (destination / UNFINISHED).unlink()
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise RunError(
-            f"{error.filename or destination}: cannot be written: {reason}; run again, it continues"
+            f"{error.filename or destination}: cannot be written: {reason(error)}; run again, it continues"
         ) from None
     found = open_location(str(destination)).catalog
     if found.fingerprint != catalog.fingerprint:
@@ -98,11 +94,11 @@ def open_material(location: str) -> Source:
     if (
         "://" in location
         or not root.is_dir()
-        or any((root / name).exists() for name in (INDEX, TRAIN, VAL, UNFINISHED))
+        or any((root / name).exists() for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     ):
         return open_location(location)
     images = images_root(root)
-    val = next((images / name for name in ("val", "validation") if (images / name).is_dir()), None)
+    val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
         return FolderSource(location)
     classes = sorted(path.name for path in (images / "train").iterdir() if path.is_dir())
@@ -156,12 +152,12 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         shutil.rmtree(destination / _PARTIAL, ignore_errors=True)
         (destination / _PARTIAL).mkdir()
     except OSError as error:
-        raise RequestError(f"{destination}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{destination}: cannot be written: {reason(error)}") from None
     except ValueError:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 
 
-def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: _Progress) -> None:
+def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: Progress) -> None:
     draft = partial / str(os.getpid())
     for split in ("train", "val"):
         names, count = source.catalog.split(split), len(sizes[split])
@@ -180,98 +176,3 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
                 draft.write_bytes(data)
                 draft.replace(path)
                 progress.add(len(data))
-
-
-class _Progress:
-    """A line now and then: how much is done, how fast, how long still."""
-
-    def __init__(self, total: int, unit: str = "GB", scale: float = 1e9) -> None:
-        self._total, self._unit, self._scale, self._done = total, unit, scale, 0
-        self._start = self._said = time.monotonic()
-
-    def add(self, amount: int) -> None:
-        self._done += amount
-        now = time.monotonic()
-        if now - self._said >= 10:
-            self._said = now
-            left = (now - self._start) * (self._total / max(1, self._done) - 1)
-            share = f"{self._done / self._scale:.4g} of {self._total / self._scale:.4g} {self._unit}"
-            print(f"{share} ({100 * self._done / self._total:.0f} %), {left / 60:.0f} min left", flush=True)
-
-
-_source: Source | None = None
-"""What a checking process reads from."""
-
-
-def _take_source(source: Source) -> None:
-    global _source
-    _source = source
-
-
-def _look(part: tuple[str, int, int]) -> list[tuple[str, list[str], str | None]]:
-    """(path, oddities, why it does not decode) of the images start..stop of a split that are odd at all."""
-    from gaeanet.data.images import ImageError, oddities, to_pixels
-
-    assert _source is not None
-    split, start, stop = part
-    found: list[tuple[str, list[str], str | None]] = []
-    for index, data in zip(range(start, stop), _source.fetch(split, range(start, stop))):
-        try:
-            to_pixels(data)
-        except ImageError as error:
-            found.append((_source.path(split, index), [], str(error)))
-        else:
-            assert isinstance(data, bytes)
-            if odd := oddities(data):
-                found.append((_source.path(split, index), odd, None))
-    return found
-
-
-def verify(location: str) -> None:
-    """Decodes every image at `location` and prints what is odd about them.
-
-    Raises:
-        RequestError: The images cannot be read.
-        RunError: Some do not decode; they have been named.
-    """
-    source = open_material(location)
-    check_imagenet_is_whole(source.catalog, location)
-    total = sum(len(source.catalog.split(split)) for split in ("train", "val"))
-    progress = _Progress(total, "images", 1)
-    odd: Counter[str] = Counter()
-    bad = []
-    for looked, found in _looked_at(source):
-        for path, kinds, fault in found:
-            odd.update(kinds)
-            if fault:
-                bad.append(f"{path}: {fault}")
-        progress.add(looked)
-    print(f"{location}: {total - len(bad):,} of {total:,} images decode")
-    for kind, count in sorted(odd.items()):
-        print(f"  {count:,} {kind}")
-    for line in bad[:_NAMED]:
-        print(f"  {line}")
-    if bad:
-        more = f" ({len(bad) - _NAMED} more are not named)" if len(bad) > _NAMED else ""
-        raise RunError(
-            f"{location}: {len(bad)} images do not decode, the first is {bad[0]}{more}: replace or remove them"
-        )
-
-
-def _looked_at(source: Source) -> Iterator[tuple[int, list[tuple[str, list[str], str | None]]]]:
-    parts = [
-        (split, start, min(start + _CHUNK, len(source.catalog.split(split))))
-        for split in ("train", "val")
-        for start in range(0, len(source.catalog.split(split)), _CHUNK)
-    ]
-    with _pool(source) as pool:
-        for part, found in zip(parts, pool.map(_look, parts)):
-            yield part[2] - part[1], found
-
-
-@contextmanager
-def _pool(source: Source) -> Iterator[ProcessPoolExecutor]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(cores, context, initializer=_take_source, initargs=(source,)) as pool:
-        yield pool

@@ -26,7 +26,7 @@ class Processes:
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = _device(self.local_rank)
+        self.device = default_device(self.local_rank)
         self._control: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
             if self.device.type == "cuda":
@@ -101,7 +101,8 @@ class StopRequest:
         self.received = signal.Signals(number).name
 
 
-def _device(local_rank: int) -> torch.device:
+def default_device(local_rank: int = 0) -> torch.device:
+    """The best device of this machine for the process `local_rank` on it."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank)
     if torch.backends.mps.is_available():

@@ -13,6 +13,8 @@ METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 CURVE = "curve.png"
 CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+"""Of each checkpoint."""
 
 
 def holds_run(run_dir: Path) -> bool:

@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gaeanet import __version__, checkpoint, devices, kernels
 from gaeanet.augment import normalize
-from gaeanet.config import OPERATIONAL, Experiment, Hyperparameters
+from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.ema import WeightAverage
 from gaeanet.errors import RequestError, reason
 from gaeanet.evaluate import Meter
+from gaeanet.lineage import Lineage, lineage_of
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
 
@@ -57,12 +58,14 @@ class TrainingState:
         rate_scale: Factor on the learning rate, halved by each rewind.
         best: The best validations so far, best first: accuracy, epoch, batches and kind of weights (`raw` or `ema`).
         validated_at: `batches` at the last validation.
+        parent: What is known of the checkpoint that the run started from; None for random weights.
     """
 
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         hp = self._hp = experiment.hyperparameters
         device = self._device = processes.device
         self._source, self._processes = source, processes
+        self._data = portable_data(experiment.data)
         self.precision = devices.precision_for(hp.precision, device)
         self.network = build_network(hp).to(device).to(memory_format=torch.channels_last)
         if hp.sync_batch_norm and processes.world_size > 1:
@@ -88,6 +91,7 @@ class TrainingState:
         self.rate_scale = 1.0
         self.best: list[dict[str, Any]] = []
         self.validated_at = 0
+        self.parent: Lineage | None = None
 
     def step(self, images: Tensor, labels: Tensor, learning_rate: float, drop_path_rate: float) -> None:
         """One optimizer step on this process's share of a global batch.
@@ -202,9 +206,10 @@ class TrainingState:
                 "location": self._source.location,
                 "fingerprint": catalog.fingerprint,
                 "generated": self._source.generated,
+                "settings": self._data,
             },
         }
-        return tensors, state
+        return tensors, {**state, "lineage": lineage_of(state, self._hp.seed, self.parent)}
 
     def load(self, path: Path, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> list[str]:
         """Takes over a checkpoint as `checkpoint.load` reads it; returns sentences on what is not as it was.
@@ -240,6 +245,7 @@ class TrainingState:
             raise RequestError(f"{path}: the checkpoint of another network: {reason(error)}") from None
         if state["scaler"] and self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        self.parent = state.get("lineage", {}).get("parent")
         notes = []
         if state["world_size"] != self._processes.world_size:
             notes.append(
@@ -251,6 +257,15 @@ class TrainingState:
 
 
 _COUNTERS = ("batches", "updates", "skipped", "bad_steps", "rate_scale", "best", "validated_at")
+
+
+def portable_data(data: Data) -> dict[str, Any]:
+    """The data block with a directory's full name, so that the images are found from any other directory."""
+    values = data.model_dump()
+    for key in ("location", "data_download_dir"):
+        if values[key] is not None and "://" not in values[key]:
+            values[key] = str(Path(values[key]).expanduser().absolute())
+    return values
 
 
 def portable_hyperparameters(hp: Hyperparameters) -> dict[str, Any]:

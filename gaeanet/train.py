@@ -17,6 +17,7 @@ from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
 from gaeanet.errors import RunError, Stopped, reason
 from gaeanet.evaluate import Totals, evaluate
+from gaeanet.limits import check_open_files, check_shared_memory
 from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
@@ -39,6 +40,8 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
     marker = "[generated images]" if source.generated else ""
+    check_open_files(experiment)
+    check_shared_memory(experiment)
     with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
         state = TrainingState(experiment, source, context.processes)
         notes = list(source.notes)
@@ -52,11 +55,13 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
         for sentence in [*plan(experiment, source, context, state, steps), *notes]:
             display.say(sentence)
         if not found:
-            _save(state, context, hp)  # shows at once whether there is room
+            _save(state, context, hp, display)  # shows at once whether there is room
+            context.finish()
         display.begin(hp.epochs, steps, _validations_left(state, steps, hp))
         run = _Run(experiment, source, context, state, display, stop, steps)
         while not run.to_the_end():
             display.say(run.rewind())
+        context.finish()
         for sentence in closing_words(state, context):
             display.say(sentence)
 
@@ -80,6 +85,7 @@ class _Run:
         self.trouble = Trouble(experiment.data.max_bad, display.say)
         self.line: dict[str, Any] | None = None
         self.clock = time.monotonic()
+        self.next_drawing = 0.0
 
     def to_the_end(self) -> bool:
         """Trains; False asks for a rewind."""
@@ -98,7 +104,7 @@ class _Run:
                 self._report(rate, dropped)
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
-                _save(state, self.context, hp)
+                _save(state, self.context, hp, self.display)
             if self.context.processes.any(self.stop.received is not None):
                 self._stop()
         return True
@@ -152,11 +158,18 @@ class _Run:
         self.context.report(line)
         self.display.report(line)
         state.note_validation(line)
-        _save(state, self.context, hp)
+        _save(state, self.context, hp, self.display)
         if self.context.processes.is_first:
-            _draw(self.context, self.display)
+            self._draw(last=epochs == hp.epochs)
         self.clock = time.monotonic()
         return True
+
+    def _draw(self, last: bool) -> None:
+        """Draws the curve again, unless validations come so fast that drawing would take more than a twentieth."""
+        began = time.monotonic()
+        if last or began >= self.next_drawing:
+            _draw(self.context, self.display)
+            self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
 
     def _validation(self) -> dict[str, Any]:
         """A validation line: the whole split, counted with the raw and the averaged weights."""
@@ -193,7 +206,8 @@ class _Run:
 
     def _stop(self) -> None:
         if self.state.validated_at != self.state.batches:
-            _save(self.state, self.context, self.experiment.hyperparameters)
+            _save(self.state, self.context, self.experiment.hyperparameters, self.display)
+        self.context.finish()
         name = self.stop.received or "a signal to another process"
         raise Stopped(
             f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
@@ -226,7 +240,7 @@ class _Run:
         return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
 
 
-def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters) -> None:
+def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters, display: Display) -> None:
     tensors, values = state.saved()
     ranked = [entry["batches"] for entry in state.best]
     context.save(
@@ -236,6 +250,7 @@ def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters) -> N
         best=ranked[0] if ranked else None,
         keep=set(ranked),
         keep_latest=hp.keep_latest,
+        note=display.say,
     )
 
 

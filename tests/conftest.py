@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 import yaml
 from hypothesis import settings
 from PIL import Image
+from services import gcs, gcs_server, s3, s3_server  # noqa: F401 (fixtures)
 
 from gaeanet.checkpoint import load
 from gaeanet.cli import main
@@ -35,6 +37,13 @@ def jpeg(colour: tuple[int, int, int], size: tuple[int, int], noise: int = 0) ->
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
+
+
+def broken_exif() -> bytes:
+    """A good JPEG whose EXIF block ends within a tag; it asks for a rotation too."""
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHLL", 0x0112, 3, 1, 6) + b"\x0f\x01\x02\0\xff\xff\0\0"
+    data = jpeg((200, 40, 40), (60, 40))
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
 
 
 def make_folder(root: Path, classes: int = 3, train: int = 6, val: int = 3) -> Path:
@@ -82,6 +91,26 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+class TinyRun(NamedTuple):
+    """A finished run and the images it was trained with."""
+
+    run: Path
+    data: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run of three classes and two epochs with EMA, an auxiliary tower and squeeze-excite: to read, not to change."""
+    root = tmp_path_factory.mktemp("tiny")
+    data = make_folder(root / "data", train=8, val=7)
+    values = {**NET, "auxiliary": True, "ema_decay": 0.9, "global_batch_size": 5}
+    block = {"num_workers_train": 0, "num_workers_val": 0}
+    config = root / "tiny.yaml"
+    config.write_text(yaml.safe_dump({"name": "tiny", "data": block, "hyperparameters": values}))
+    assert main(["train", str(config), "--data", str(data), "--run-dir", str(root / "run")]) == 0
+    return TinyRun(root / "run", data)
 
 
 class Result:

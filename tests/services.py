@@ -46,12 +46,13 @@ class Proxy:
         url: Where it listens.
         seen: How often each fault was made, and all requests under "requests".
         delay: Seconds that every answer takes.
+        backwards: Whether listings come in reverse (within a page of the emulator's).
     """
 
     def __init__(self, port: int, gcs: bool = False) -> None:
         self.faults: Faults = lambda method, path: None
         self.seen: Counter[str] = Counter()
-        self.delay = 0.0
+        self.delay, self.backwards = 0.0, False
         self._lock = threading.Lock()
         self._few = threading.Semaphore(4)  # the emulator's queue holds five; what is beyond waits a second
         proxy = self
@@ -132,6 +133,9 @@ class Proxy:
         query = dict(urllib.parse.parse_qsl(parts.query))
         if gcs and "list-type" in query:
             return self._list(parts.path.strip("/"), query, port)
+        if gcs and method == "DELETE":  # which the emulator knows in the JSON dialect only
+            bucket, _, key = urllib.parse.unquote(parts.path).strip("/").partition("/")
+            path = f"/storage/v1/b/{bucket}/o/{urllib.parse.quote(key, safe='')}"
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         kept = {k: v for k, v in headers.items() if k.lower() not in ("connection", "accept-encoding")}
         connection.request("GET" if gcs and method == "HEAD" else method, path, body or None, kept)
@@ -161,11 +165,12 @@ class Proxy:
         text = "<ListBucketResult>"
         if token := listing.get("nextPageToken"):
             text += f"<IsTruncated>true</IsTruncated><NextContinuationToken>{escape(token)}</NextContinuationToken>"
-        for item in listing.get("items", []):
+        step = -1 if self.backwards else 1
+        for item in listing.get("items", [])[::step]:
             etag = base64.b64decode(item["md5Hash"]).hex()
             text += f"<Contents><Key>{escape(item['name'])}</Key><LastModified>2025-01-01T00:00:00.000Z</LastModified>"
             text += f'<ETag>"{etag}"</ETag><Size>{item["size"]}</Size></Contents>'
-        for prefix in listing.get("prefixes", []):
+        for prefix in listing.get("prefixes", [])[::step]:
             text += f"<CommonPrefixes><Prefix>{escape(prefix)}</Prefix></CommonPrefixes>"
         return 200, {"Content-Type": "application/xml"}, (text + "</ListBucketResult>").encode()
 
@@ -216,7 +221,7 @@ def gcs_server() -> Iterator[Proxy]:
 @pytest.fixture
 def gcs(gcs_server: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Proxy:
     """A Google Cloud Storage emulator with the bucket `photos`, behind the proxy."""
-    gcs_server.faults, gcs_server.delay = (lambda method, path: None), 0.0
+    gcs_server.faults, gcs_server.delay, gcs_server.backwards = (lambda method, path: None), 0.0, False
     gcs_server.seen.clear()
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import pickle
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Result, make_folder, read_log
-from services import QUICK, Proxy, always, flaky, gcs, gcs_server, s3, s3_server, upload  # noqa: F401
+from hypothesis import given
+from hypothesis import strategies as st
+from services import QUICK, Proxy, always, flaky, upload
+from sessions import assert_nothing_left, mark, members, shared_memory
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters, load_experiment
 from gaeanet.context import LocalContext
+from gaeanet.data import bucket_folder
 from gaeanet.data.bucket import BucketClient
 from gaeanet.data.bucket_folder import BucketFolderSource
+from gaeanet.data.bucket_index import BucketIndexes
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.loader import training_batches
 from gaeanet.data.sources import open_location
@@ -48,13 +58,14 @@ def test_training_from_a_bucket_equals_training_from_a_folder(
     assert all(line["read_retries"] == 0 for line in logs[1])
 
 
-def test_field_report_22_classes_and_labels_do_not_depend_on_listing_order(gcs: Proxy, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_22_classes_and_labels_do_not_depend_on_listing_order(gcs: Proxy, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "images", classes=12, train=2, val=1)
     for split in ("train", "val"):
         for k in range(12):
             (folder / split / f"n{k:08d}").rename(folder / split / str(k))
     location = "gs://photos/report-22"
     upload(folder, location)
+    gcs.backwards = True
     ours, theirs = bucket(location, tmp_path), FolderSource(str(folder))
     assert ours.catalog.classes == ("0", "1", "10", "11", "2", "3", "4", "5", "6", "7", "8", "9")
     assert ours.catalog.classes == theirs.catalog.classes
@@ -121,7 +132,21 @@ def test_field_report_36_a_permanent_error_names_the_object_at_once(
     assert f"{location}/train/n00000000/train_4.JPEG: {words}" in str(error.value)
 
 
-def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_36_a_run_stops_within_five_seconds_and_names_the_object(
+    gcs: Proxy, gaeanet: Run, experiment_file: Write, t3: Path
+) -> None:
+    location = "gs://photos/report-36d"
+    upload(t3, location)
+    gcs.faults = always("404", "train/n00000001/train_4")
+    begin = time.monotonic()
+    result = gaeanet("train", experiment_file(epochs=1), "--data", location)
+    assert time.monotonic() - begin < 5
+    assert result.code == 1
+    assert f"{location}/train/n00000001/train_4.JPEG: not found (404); if the bucket has changed, remove" in result.err
+    assert gcs.seen["404"] == 1
+
+
+def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/report-36c"
     upload(t3, location)
     source = bucket(location, tmp_path)
@@ -131,7 +156,7 @@ def test_field_report_36_patience_ends(gcs: Proxy, t3: Path, tmp_path: Path) -> 
             source.read("train", 2)
 
 
-def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/report-35"
     upload(t3, location)
     source = bucket(location, tmp_path)
@@ -151,21 +176,71 @@ def test_field_report_35_workers_open_their_own_client(gcs: Proxy, t3: Path, tmp
     assert time.monotonic() - begin < 20
 
 
-def test_the_listing_is_read_once_and_looked_at_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_listing_is_read_once_and_looked_at_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     location = "gs://photos/listing"
     upload(t3, location)
     first = bucket(location, tmp_path)
     index = first._index
-    written = index.stat().st_mtime_ns
-    assert bucket(location, tmp_path).catalog.fingerprint == first.catalog.fingerprint
-    assert index.stat().st_mtime_ns == written
+    written = index.read_bytes()
+    gcs.seen.clear()
+    assert bucket(location, tmp_path)._index == index
+    assert gcs.seen["requests"] == 9  # connect; per split: the class folders, and the objects of each of three
     (t3 / "train" / "n00000001" / "another.JPEG").write_bytes(
         (t3 / "train" / "n00000001" / "train_1.JPEG").read_bytes()
     )
     upload(t3, location)
+    second = bucket(location, tmp_path)
+    assert len(second.catalog.train) == 19
+    # a run that has begun keeps its index, in workers that it starts later too
+    assert index.read_bytes() == written
+    assert len(pickle.loads(pickle.dumps(first)).catalog.train) == 18
+    second._index.write_bytes(written[:300])
     assert len(bucket(location, tmp_path).catalog.train) == 19
-    index.write_bytes(index.read_bytes()[:300])
-    assert len(bucket(location, tmp_path).catalog.train) == 19
+
+
+@given(st.lists(st.integers(1, 900), min_size=1, max_size=60), st.integers(1, 20_000))
+def test_an_index_is_looked_at_in_whole_classes_until_enough(counts: list[int], enough: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bucket_folder, "_LOOKED_AT", enough)
+        labels = bucket_folder._some_labels(np.array(counts))
+    held = [counts[label] for label in labels]
+    assert len(set(labels)) == len(labels)
+    assert sum(held[:-1]) < enough
+    assert sum(held) >= min(enough, sum(counts))
+
+
+def test_indexes_not_used_for_a_month_are_forgotten(tmp_path: Path) -> None:
+    indexes = BucketIndexes("gs://a/b", tmp_path, "listing")
+    others = BucketIndexes("gs://a/c", tmp_path, "listing")
+    for path in (indexes.path("old"), indexes.path("new"), others.path("old")):
+        path.touch()
+        os.utime(path, (0, 0) if "old" in path.name else None)
+    assert indexes.newest() == indexes.path("new")
+    indexes.use(indexes.path("new"))
+    assert sorted(path.exists() for path in (indexes.path("old"), others.path("old"))) == [False, True]
+
+
+def test_a_cache_that_cannot_be_written_is_refused_by_name(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
+    upload(t3, "gs://photos/no-cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=r"file/x: cannot be written: .*; set data.data_download_dir"):
+        open_location("gs://photos/no-cache", Data(data_download_dir=str(tmp_path / "file" / "x")))
+
+
+def test_requests_repeated_while_listing_are_told(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
+    upload(t3, "gs://photos/told")
+    failed: list[str] = []
+
+    def faults(method: str, path: str) -> str | None:
+        if "n00000001" not in path or path in failed:
+            return None
+        failed.append(path)
+        return "503"
+
+    gcs.faults = faults
+    source = bucket("gs://photos/told", tmp_path)
+    assert "2 requests had to be repeated while the bucket was listed" in source.notes
+    assert len(source.catalog.train) == 18
 
 
 def test_what_a_bucket_lacks_is_refused_by_name(
@@ -181,7 +256,7 @@ def test_what_a_bucket_lacks_is_refused_by_name(
         return str(error.value)
 
     upload(t3 / "train", "gs://photos/no-val/train")
-    assert "gs://photos/no-val: has no validation/ or val/ folder" in refusal("gs://photos/no-val")
+    assert "gs://photos/no-val: has no val/ or validation/ folder" in refusal("gs://photos/no-val")
     assert "gs://photos/nothing-here: has no train/ folder" in refusal("gs://photos/nothing-here")
     assert "gs://no-such-bucket: not found (404)" in refusal("gs://no-such-bucket")
     assert "give a directory, or gs://" in refusal("ftp://x/y")
@@ -191,8 +266,85 @@ def test_what_a_bucket_lacks_is_refused_by_name(
     assert "validation lacks 1 class (extra)" in refusal("gs://photos/differs")
 
 
+def test_a_prefix_too_high_or_too_low_is_told_the_right_one(gcs: Proxy, t3: Path) -> None:
+    upload(t3, "gs://photos/hints/imagenet")
+    for wrong in (
+        "gs://photos/hints",
+        "gs://photos/hints/imagenet/train",
+        "gs://photos/hints/imagenet/train/n00000001",
+    ):
+        with pytest.raises(RequestError) as error:
+            open_location(wrong)
+        assert str(error.value) == (f"{wrong}: has no train/ folder in it; did you mean gs://photos/hints/imagenet?")
+
+
+def test_a_flat_validation_folder_in_a_bucket_is_refused_with_what_to_do(gcs: Proxy, t3: Path) -> None:
+    upload(t3 / "train", "gs://photos/flat/train")
+    upload(t3 / "val" / "n00000000", "gs://photos/flat/val")
+    with pytest.raises(
+        RequestError, match=r"validation lacks 3 classes .*\? copied to a disk, gaeanet prepare sorts it"
+    ):
+        open_location("gs://photos/flat")
+
+
+def test_a_public_bucket_is_read_without_credentials(
+    s3: Proxy, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = http.client.HTTPConnection(s3.url.removeprefix("http://"))
+    for path in sorted(path for path in t3.rglob("*") if path.is_file()):
+        headers = {"x-amz-acl": "public-read", "Authorization": "AWS4-HMAC-SHA256 Credential=x/20250101/us-east-1/s3"}
+        server.request("PUT", f"/photos/public/{path.relative_to(t3).as_posix()}", path.read_bytes(), headers)
+        assert server.getresponse().read() is not None
+    server.close()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")  # nobody there, as on any machine at home
+    begin = time.monotonic()
+    source = open_location("s3://photos/public")
+    assert time.monotonic() - begin < 10
+    assert "read without credentials" in source.notes
+    assert source.read("train", 3) == FolderSource(str(t3)).read("train", 3)
+    with pytest.raises(RequestError, match=r"not found \(404\) \(no S3 credentials were found here\)"):
+        open_location("s3://no-such-bucket/x")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"AZURE_STORAGE_ACCOUNT": "lab", "AZURE_STORAGE_KEY": "a2V5"},
+        {"AZURE_STORAGE_CONNECTION_STRING": "AccountName=lab;AccountKey=a2V5MQ=="},
+        {"AZURE_STORAGE_ACCOUNT_NAME": "lab", "AZURE_STORAGE_ACCOUNT_KEY": "a2V5"},
+        {"AZURE_STORAGE_ACCOUNT": "lab", "AZURE_STORAGE_SAS_TOKEN": "sv=1&sig=x"},
+        {"AZURE_STORAGE_ACCOUNT": "lab"},
+        {},
+    ],
+)
+def test_azure_is_asked_with_the_settings_of_its_own_tools(
+    s3_server: Proxy, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No Azure server is at hand: what is looked at is the request, which the proxy answers with an error."""
+    for name in [name for name in os.environ if name.startswith("AZURE_")]:
+        monkeypatch.delenv(name)
+    for name, value in {**settings, "AZURE_STORAGE_ENDPOINT": s3_server.url}.items():
+        monkeypatch.setenv(name, value)
+    asked: list[str] = []
+    s3_server.faults = lambda method, path: asked.append(path) or "403"  # type: ignore[func-returns-value]
+    with pytest.raises(RequestError) as error:
+        BucketClient("az://container/pre/fix", QUICK).connect()
+    if not settings:
+        assert "az://container/pre/fix: the storage account is not known: set AZURE_STORAGE_ACCOUNT" in str(error.value)
+        assert not asked
+        return
+    assert "az://container/pre/fix: permission denied (403)" in str(error.value)
+    assert asked[0].startswith("/container?restype=container&comp=list&prefix=pre/fix/")
+    assert ("sig=x" in asked[0]) == ("AZURE_STORAGE_SAS_TOKEN" in settings)
+    without = [*settings] == ["AZURE_STORAGE_ACCOUNT"]
+    assert ("no Azure credentials were found" in str(error.value)) == without
+
+
 def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gaeanet.data.bucket import _settings, has_credentials
+    from gaeanet.data.credentials import has_credentials, settings_of
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_WEB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
@@ -203,4 +355,30 @@ def test_keys_of_an_aws_profile_are_used(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "config").write_text("[profile lab]\nregion = eu-west-1\n")
     monkeypatch.setenv("AWS_PROFILE", "lab")
     assert has_credentials("s3")
-    assert _settings("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+    assert settings_of("s3") == {"region": "eu-west-1", "aws_access_key_id": "A", "aws_secret_access_key": "B%C"}
+
+
+@pytest.mark.slow
+def test_field_report_39_workers_of_a_killed_run_end_too(
+    gcs: Proxy,
+    experiment_file: Write,
+    t3: Path,
+    tmp_path: Path,
+) -> None:
+    """Workers that read from a bucket are children of a server, which does not notice that the run was killed."""
+    upload(t3, "gs://photos/orphans")
+    config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
+    command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
+    log = tmp_path / "run" / "metrics.jsonl"
+    segments, marked = shared_memory(), mark()
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1", **marked}}
+    run = subprocess.Popen(command, **quiet)
+    end = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert len(members(marked)) > 2
+    run.kill()
+    run.wait()
+    assert_nothing_left(marked, segments)

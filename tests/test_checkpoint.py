@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Result
+from safetensors import safe_open
 
 from gaeanet import checkpoint
 from gaeanet.errors import RequestError, RunError
+from gaeanet.genotypes import ZOO, from_dict
 
 TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}, "ema": {"a": torch.ones(2)}}
 
@@ -61,3 +65,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot save the checkpoint: .*; is the disk full. earlier ones are whole"):
         checkpoint.save(tmp_path / "file", 1, TENSORS, {})
+
+
+def test_field_report_50_a_run_leaves_tensors_and_plain_values_only(
+    gaeanet: Callable[..., Result], experiment_file: Callable[..., Path], t3: Path, tmp_path: Path
+) -> None:
+    """Nothing in a checkpoint could be code, and nothing in it depends on a version of torch or numpy."""
+    assert gaeanet("train", experiment_file(epochs=1), "--data", t3).code == 0
+    path = tmp_path / "runs" / "tiny" / "checkpoints" / "latest"
+    files = {file.name for file in path.iterdir()}
+    assert files == {"manifest.json"} | {f"{g}.safetensors" for g in ("model", "ema", "optimizer", "meter")}
+    for file in files - {"manifest.json"}:
+        with safe_open(path / file, "pt") as opened:
+            assert all(isinstance(opened.get_tensor(name), torch.Tensor) for name in opened.keys())  # noqa: SIM118 (a file, not a mapping)
+    hyperparameters = json.loads((path / "manifest.json").read_text())["state"]["hyperparameters"]
+    assert from_dict(hyperparameters["genotype"]) == ZOO["gaea-imagenet"].genotype

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Result, make_folder
 from readers import read_all, reads, reads_and_compares
-from services import Proxy, flaky, gcs, gcs_server, upload  # noqa: F401
+from services import Proxy, flaky, upload
 
 from gaeanet.config import Data
 from gaeanet.data.folder import FolderSource
@@ -58,9 +58,9 @@ def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
         deadline = time.monotonic() + 30
         while kept_bytes(place) < goal and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.join()
+        assert process.exitcode == -signal.SIGKILL, "ended before it could be killed"
     gcs.delay = 0.0
     # what a kill in the middle of a write, or a disk, may have left
     (place / ".partial" / f"{'0' * 16}.{os.uname().nodename}.999999999.00000000").write_bytes(b"half")
@@ -73,7 +73,7 @@ def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
 
 
 @pytest.mark.parametrize("form", ["folder", "shards"])
-def test_field_report_37_four_processes_share_a_copy(gcs: Proxy, tmp_path: Path, form: str) -> None:  # noqa: F811
+def test_field_report_37_four_processes_share_a_copy(gcs: Proxy, tmp_path: Path, form: str) -> None:
     images = make_folder(tmp_path / "images")
     root, location = images, f"gs://photos/shared-{form}"
     if form == "shards":
@@ -95,7 +95,7 @@ def test_field_report_37_four_processes_share_a_copy(gcs: Proxy, tmp_path: Path,
         assert gcs.seen["requests"] == len(list(root.glob("*.tar")))
 
 
-def test_field_report_37_the_copy_stays_below_its_limit_and_says_so(gcs: Proxy, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_37_the_copy_stays_below_its_limit_and_says_so(gcs: Proxy, tmp_path: Path) -> None:
     images = make_folder(tmp_path / "images", train=40, val=3)
     upload(images, "gs://photos/limited")
     source = copied("gs://photos/limited", tmp_path / "copy", cache_size="0.1 MB")
@@ -105,7 +105,7 @@ def test_field_report_37_the_copy_stays_below_its_limit_and_says_so(gcs: Proxy, 
     assert 90_000 < kept_bytes(tmp_path / "copy") <= 100_000
 
 
-def test_field_report_37_copies_of_two_buckets_do_not_mix(gcs: Proxy, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_37_copies_of_two_buckets_do_not_mix(gcs: Proxy, tmp_path: Path) -> None:
     for name, train in (("one", 3), ("two", 4)):
         images = make_folder(tmp_path / name, train=train)
         victim = images / "train" / "n00000000" / "train_0.JPEG"
@@ -116,7 +116,7 @@ def test_field_report_37_copies_of_two_buckets_do_not_mix(gcs: Proxy, tmp_path: 
         assert sources[0].read("train", 0) != sources[1].read("train", 0)
 
 
-def test_field_report_37_a_kept_file_that_is_not_right_is_fetched_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_field_report_37_a_kept_file_that_is_not_right_is_fetched_again(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     upload(t3, "gs://photos/again")
     source = copied("gs://photos/again", tmp_path / "copy")
     right = source.read("train", 5)
@@ -129,7 +129,7 @@ def test_field_report_37_a_kept_file_that_is_not_right_is_fetched_again(gcs: Pro
     assert read_all(source) == read_all(FolderSource(str(t3)))
 
 
-def test_a_shard_that_arrives_damaged_is_not_kept(gcs: Proxy, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_shard_that_arrives_damaged_is_not_kept(gcs: Proxy, t3: Path, tmp_path: Path) -> None:
     prepare(str(t3), tmp_path / "shards", shards=True)
     victim = tmp_path / "shards" / "train-000000.tar"
     whole = victim.read_bytes()

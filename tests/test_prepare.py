@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import COLOURS, Result, jpeg, make_folder
-from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+from conftest import COLOURS, Result, broken_exif, jpeg, make_folder
+from PIL import Image
+from services import Proxy, upload
 
 from gaeanet.data.catalog import imagenet_wnids
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.labels import validation_classes
+from gaeanet.data.progress import Progress
 from gaeanet.data.shards import ShardSource
 from gaeanet.data.sources import open_location
 from gaeanet.errors import RequestError
@@ -136,7 +139,7 @@ def test_field_report_20_a_flat_validation_folder_is_sorted_or_refused(
         refused = gaeanet("train", experiment_file(), "--data", root)
         assert refused.code == 2
         assert "validation lacks 3 classes" in refused.err
-        assert "gaeanet prepare sorts them" in refused.err or below
+        assert "is it one flat folder of images? gaeanet prepare sorts it into class folders" in refused.err
         unknown = gaeanet("prepare", root, tmp_path / f"{name}-out")
         assert unknown.code == 2
         assert "the classes of its 9 validation images are not known" in unknown.err or "of class" in unknown.err
@@ -177,14 +180,17 @@ import sys, time
 from pathlib import Path
 import gaeanet.prepare as p
 from gaeanet.data.archives import ArchiveSource
-read, count, limit = ArchiveSource.read, [0], int(sys.argv[3])
+read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
+def wait():
+    Path(sys.argv[2] + ".here").touch()
+    time.sleep(60)
 def slow(self, split, index):
     count[0] += 1
     if count[0] > limit:
-        Path(sys.argv[2] + ".here").touch()
-        time.sleep(60)
+        wait()
     return read(self, split, index)
 ArchiveSource.read = slow
+p.table_of = lambda catalog: wait() if limit == 99 else table_of(catalog)
 p.prepare(sys.argv[1], Path(sys.argv[2]), shards=sys.argv[4] == "shards", shard_bytes=8000)
 """
 
@@ -194,18 +200,19 @@ def test_field_report_30_killed_anywhere_and_run_again_it_ends_identical(tmp_pat
     archives(tmp_path / "archives")
     prepare(str(tmp_path / "archives"), tmp_path / "straight", shards=form == "shards", shard_bytes=8000)
     killed = tmp_path / "killed"
-    for limit in (1, 7, 12, 30, 63):  # images read by each attempt before it is killed; it goes on where it was
+    # images, of 69, that each attempt reads before it is killed; the last when all are written, but not the table
+    for limit in (1, 5, 11, 17, 23, 99):
         process = subprocess.Popen([sys.executable, "-c", SLOW, tmp_path / "archives", killed, str(limit), form])
         here = Path(f"{killed}.here")
         deadline = time.monotonic() + 60
         while not here.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        if process.poll() is None:
-            with pytest.raises(RequestError, match="was stopped here before its end: run it again"):
-                open_location(str(killed))
-            process.send_signal(signal.SIGKILL)
+        assert process.poll() is None, "ended before it could be killed"
+        with pytest.raises(RequestError, match="was stopped here before its end: run it again"):
+            open_location(str(killed))
+        process.send_signal(signal.SIGKILL)
         process.wait()
-        here.unlink(missing_ok=True)
+        here.unlink()
     prepare(str(tmp_path / "archives"), killed, shards=form == "shards", shard_bytes=8000)
     assert tree_hash(killed) == tree_hash(tmp_path / "straight")
 
@@ -269,7 +276,80 @@ def test_what_prepare_refuses(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
         assert "cannot be written" in refusal(t3, "/proc/nowhere")
 
 
-def test_a_bucket_is_prepared_into_shards(gcs: Proxy, gaeanet: Run, t3: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_prepare_and_its_refusals_come_up_without_torch(t3: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from gaeanet.cli import main
+assert main(["prepare", {str(t3)!r}, {str(tmp_path / "out")!r}, "--shards"]) == 0
+assert main(["prepare", {str(t3)!r}, "gs://photos/out"]) == 2
+assert main(["prepare", "gs://", "out"]) == 2
+assert "torch" not in sys.modules
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "gs:/photos/out: prepare writes to a directory; upload that with" in result.stderr
+
+
+def test_progress_says_how_much_is_done_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("gaeanet.data.progress.time.monotonic", lambda: now[0])
+    progress = Progress(148_000_000_000)
+    for now[0] in (5.0, 60.0, 65.0, 120.0):
+        progress.add(1_000_000_000)
+    assert capsys.readouterr().out.splitlines() == [
+        "2 of 148 GB (1 %), 73 min left",
+        "4 of 148 GB (3 %), 72 min left",
+    ]
+
+
+def test_a_full_disk_ends_in_one_line_and_prepare_goes_on_later(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        result = gaeanet("prepare", t3, tmp_path / "out", "--shards")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.code == 1
+    assert "cannot be written: file too large; run again, it continues" in result.err
+    assert result.err.count("\n") == 1
+    assert gaeanet("prepare", t3, tmp_path / "out", "--shards").code == 0
+    assert len(open_location(str(tmp_path / "out")).catalog.train) == 18
+
+
+def test_field_report_26_and_27_verify_counts_what_is_odd(gaeanet: Run, t3: Path) -> None:
+    folder = t3 / "train" / "n00000001"
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    grey = Image.new("L", (40, 30), 99)
+    for number in range(2):
+        grey.save(folder / f"grey_{number}.JPEG", "JPEG")
+    grey.convert("CMYK").save(folder / "cmyk.JPEG", "JPEG")
+    grey.convert("RGB").save(folder / "png.JPEG", "PNG")
+    grey.convert("RGB").save(folder / "turned.JPEG", "JPEG", exif=rotated)
+    grey.convert("RGB").resize((900, 30)).save(folder / "thin.JPEG", "JPEG")
+    Image.new("RGBA", (40, 30), (1, 2, 3, 4)).save(folder / "clear.png", "PNG")
+    Image.fromarray(np.full((8, 8), 9000, np.uint16)).save(folder / "deep.png", "PNG")
+    (folder / "exif.JPEG").write_bytes(broken_exif())
+    result = gaeanet("prepare", t3, "--verify")
+    assert result.code == 0, result.err
+    assert "36 of 36 images decode" in result.out
+    for line in (
+        "2 grey",
+        "1 CMYK",
+        "3 PNG, not JPEG",
+        "1 16-bit",
+        "1 transparent",
+        "2 EXIF rotation (ignored)",
+        "1 damaged EXIF",
+        "1 longer than 16:1 (centre kept)",
+    ):
+        assert f"\n  {line}\n" in result.out, line
+    assert "EXIF data" not in result.err
+
+
+def test_a_bucket_is_prepared_into_shards(gcs: Proxy, gaeanet: Run, t3: Path, tmp_path: Path) -> None:
     upload(t3, "gs://photos/to-prepare")
     result = gaeanet("prepare", "gs://photos/to-prepare", tmp_path / "shards", "--shards")
     assert result.code == 0, result.err

@@ -96,6 +96,11 @@ def test_a_command_of_readme_works(
         subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)
         words = [str(run) if re.match(r"runs/", word) else word for word in words]
         words = [str(tmp_path / word) if word.endswith(".png") else word for word in words]
+    elif words[1] == "prepare":
+        places = iter([str(t3), str(tmp_path / "out")])
+        words = [next(places) if word.startswith("/path/to/") else word for word in words]
+    elif words[1] == "describe":
+        words = [str(tmp_path / word) if word.endswith(".svg") else word for word in words]
     elif "train" in words:
         words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
         words += [argument for value in [*TINY, "hyperparameters.num_classes=3"] for argument in ("--set", value)]

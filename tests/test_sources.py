@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -10,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Result, make_folder
+from conftest import Result, make_folder, read_log
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from services import Proxy, gcs, gcs_server, upload  # noqa: F401
+from services import Proxy, upload
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters
 from gaeanet.data import order
 from gaeanet.data.catalog import Catalog, Split, check_imagenet_is_whole, imagenet_wnids
 from gaeanet.data.images import to_pixels
+from gaeanet.data.index import catalog_arrays, write_index
 from gaeanet.data.loader import training_batches
 from gaeanet.data.shards import BucketShardSource, ShardSource
 from gaeanet.data.source import Source
@@ -29,6 +34,8 @@ from gaeanet.errors import RequestError, RunError
 from gaeanet.prepare import prepare
 
 Run = Callable[..., Result]
+
+MODEL_DEF = Path(__file__).parent.parent / "model_def.py"
 
 
 @pytest.fixture
@@ -173,6 +180,28 @@ def test_field_report_31_every_process_has_the_same_number_of_batches(tmp_path: 
     assert time.monotonic() - begin < 20
 
 
+@pytest.mark.slow
+def test_field_report_31_torchrun_ends_whatever_the_shards_hold(
+    experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = make_folder(tmp_path / "photos", classes=3, train=3, val=1)
+    shards = tmp_path / "shards"
+    prepare(str(root), shards, shards=True, shard_bytes=4_200)
+    counts = np.bincount(ShardSource(str(shards))._where["train"][0])
+    assert len(set(counts)) > 1
+    config = experiment_file(epochs=1, data={"num_workers_train": 2})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(MODEL_DEF), str(config), "--data", str(shards), "--run-dir", str(tmp_path / "run")]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 steps an epoch" in result.stdout  # said before the first
+    lines = read_log(tmp_path / "run")
+    assert [line["images"] for line in lines if line["kind"] == "train"][-1] == 8
+    assert lines[-1]["count"] == 3
+
+
 def test_shards_that_are_not_whole_are_refused_by_name(photos: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     prepare(str(photos), shards, shards=True, shard_bytes=100_000)
@@ -194,7 +223,7 @@ def test_shards_that_are_not_whole_are_refused_by_name(photos: Path, tmp_path: P
         ShardSource(str(shards))
 
 
-def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
     for name, shard_bytes in (("a", 100_000), ("b", 60_000)):
         prepare(str(photos), tmp_path / name, shards=True, shard_bytes=shard_bytes)
         upload(tmp_path / name, "gs://photos/changing")
@@ -207,7 +236,63 @@ def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_pat
         open_location("gs://photos/changing")
 
 
-def test_a_catalog_of_imagenets_size_is_small_and_all_of_imagenet_is_asked_for() -> None:
+TOUCHES = """
+import sys
+from pathlib import Path
+from gaeanet.data.index import catalog_from, read_index
+def own():  # kilobytes that belong to this process alone and to no file
+    rows = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()]
+    return int(next(row[1] for row in rows if row[0] == "Anonymous:"))
+read_index(Path(sys.argv[1]))
+before = own()
+arrays, facts = read_index(Path(sys.argv[1]))
+catalog = catalog_from(arrays, facts["classes"])
+assert sum(int(array.sum(dtype="int64")) for array in arrays.values()) > 0
+assert catalog.train.name(1_281_166) == "n00000166/n00000166_1281166.JPEG"
+print(own() - before)
+"""
+
+
+def test_a_catalog_of_imagenets_size_is_small_and_shared_by_processes(tmp_path: Path) -> None:
+    count = 1_281_167
+    split = Split.of((f"n{k % 1000:08d}/n{k % 1000:08d}_{k}.JPEG", k % 1000) for k in range(count))
+    catalog = Catalog(tuple(f"n{k:08d}" for k in range(1000)), split, split)
+    arrays = {
+        **catalog_arrays(catalog),
+        "train.sizes": np.full(count, 110_000),
+        "train.digests": np.full((count, 16), 7, np.uint8),
+    }
+    path = tmp_path / "index"
+    write_index(path, arrays, {"classes": list(catalog.classes)})
+    assert path.stat().st_size < 200e6
+    result = subprocess.run([sys.executable, "-c", TOUCHES, path], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 5_000  # all of it was read, and yet is the page cache's, once a machine
+
+
+def test_workers_are_told_where_the_index_is_not_what_is_in_it(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
+    prepare(str(photos), tmp_path / "shards", shards=True)
+    upload(photos, "gs://photos/told/folder")
+    upload(tmp_path / "shards", "gs://photos/told/shards")
+    for place in ("gs://photos/told/folder", "gs://photos/told/shards", str(tmp_path / "shards")):
+        told = pickle.dumps(open_location(place))
+        assert len(told) < 3_000
+        assert len(pickle.loads(told).catalog.train) == 300
+
+
+def test_field_report_22_a_run_is_not_resumed_with_another_table_of_classes(
+    gaeanet: Run, experiment_file: Callable[..., Path], t3: Path
+) -> None:
+    config = experiment_file(epochs=1)
+    assert gaeanet("train", config, "--data", t3).code == 0
+    for split in ("train", "val"):
+        (t3 / split / "n00000001").rename(t3 / split / "n00000009")
+    refused = gaeanet("train", config, "--data", t3, "--resume")
+    assert refused.code == 2
+    assert "the classes found lack 1 class (n00000001) and have 1 class (n00000009) more" in refused.err
+
+
+def test_all_of_imagenet_is_asked_for() -> None:
     wnids = imagenet_wnids()
     assert len(wnids) == 1000
     assert (wnids[0], wnids[-1]) == ("n01440764", "n15075141")

@@ -16,10 +16,9 @@ import numpy as np
 
 from gaeanet.data.catalog import Catalog, Split, check_classes
 from gaeanet.data.labels import validation_classes
+from gaeanet.data.layout import ARCHIVES
 from gaeanet.data.source import Source
-from gaeanet.errors import RequestError, RunError
-
-TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+from gaeanet.errors import RequestError, RunError, reason
 
 
 class Member(NamedTuple):
@@ -92,10 +91,10 @@ class ArchiveSource(Source):
         self.location = location
         self.notes: list[str] = []
         root = Path(location).expanduser()
-        self._paths = {"train": root / TRAIN, "val": root / VAL}
+        self._paths = {split: root / name for split, name in ARCHIVES.items()}
         for path in self._paths.values():
             if not path.is_file():
-                raise RequestError(f"{path}: missing: {root} must hold {TRAIN} and {VAL}")
+                raise RequestError(f"{path}: missing: {root} must hold {' and '.join(ARCHIVES.values())}")
         train = self._train_members()
         classes = tuple(sorted(train))
         labels = {name: label for label, name in enumerate(classes)}
@@ -136,9 +135,7 @@ class ArchiveSource(Source):
             with open(self._paths[split], "rb") as file:
                 data = os.pread(file.fileno(), size, offset)
         except OSError as error:
-            raise RunError(
-                f"{self.path(split, index)}: cannot be read: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise RunError(f"{self.path(split, index)}: cannot be read: {reason(error)}") from None
         if len(data) != size:
             raise RunError(f"{self.path(split, index)}: the archive ends within it: download it again")
         return data

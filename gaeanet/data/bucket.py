@@ -6,8 +6,6 @@ in the child, which would wait for them for ever); sources that read from it ask
 
 from __future__ import annotations
 
-import configparser
-import json
 import os
 import random
 import re
@@ -17,20 +15,19 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 
-from gaeanet.errors import RequestError, RunError
+from gaeanet.data.credentials import TOLD_BY, endpoint_of, has_credentials, settings_of
+from gaeanet.errors import RequestError, RunError, reason
 
 REQUESTS_IN_FLIGHT = 32
 """Of each process that reads; see docs/data.md for how speed depends on it."""
 
 _SCHEMES = {"gs": "Google Cloud Storage", "s3": "S3", "az": "Azure"}
-_CREDENTIALS = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_HOST")
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -68,6 +65,11 @@ class _Permanent(Exception):
 class BucketClient:
     """The objects below one location.
 
+    Args:
+        location: `scheme://bucket/prefix`.
+        patience: How long failing requests are tried again.
+        requests_in_flight: Requests that `map` has under way at a time.
+
     Attributes:
         location: `scheme://bucket/prefix`, without a slash at the end.
         retries: Requests that this process has had to repeat.
@@ -77,7 +79,9 @@ class BucketClient:
         RequestError: The location is not a bucket's.
     """
 
-    def __init__(self, location: str, patience: Patience = Patience()) -> None:
+    def __init__(
+        self, location: str, patience: Patience = Patience(), requests_in_flight: int = REQUESTS_IN_FLIGHT
+    ) -> None:
         match = re.fullmatch(r"(gs|s3|az)://([^/]+)(/.*)?", location)
         if not match:
             raise RequestError(
@@ -87,7 +91,7 @@ class BucketClient:
         self.location = location.rstrip("/")
         self.retries = 0
         self.anonymous = False
-        self._patience = patience
+        self._patience, self._requests_in_flight = patience, requests_in_flight
         self._forget()
 
     def _forget(self) -> None:
@@ -97,7 +101,7 @@ class BucketClient:
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker is started from a server process whose environment may be older than this one's.
-        environment = {key: value for key, value in os.environ.items() if key.startswith(_CREDENTIALS)}
+        environment = {key: value for key, value in os.environ.items() if key.startswith(TOLD_BY)}
         state = {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_opened", "_pool")}
         return {**state, "retries": 0, "environment": environment}
 
@@ -116,16 +120,21 @@ class BucketClient:
         Raises:
             RequestError: It cannot be read either way.
         """
+        named = has_credentials(self.scheme)
         try:
-            self._request(lambda: next(iter(obstore.list(self._store(), chunk_size=1)), None), "")
+            # Where none are named, the cloud's own machines ask a server for theirs; elsewhere nobody answers.
+            self._look(self._patience.tries if named else 2)
         except RunError as error:
-            if self.anonymous or has_credentials(self.scheme):
+            if named:
                 raise RequestError(str(error)) from None
             self.anonymous, self._opened = True, None
             try:
-                self._request(lambda: next(iter(obstore.list(self._store(), chunk_size=1)), None), "")
+                self._look(self._patience.tries)
             except RunError as error:
                 raise RequestError(f"{error} (no {_SCHEMES[self.scheme]} credentials were found here)") from None
+
+    def _look(self, tries: int) -> None:
+        self._request(lambda: next(iter(obstore.list(self._store(), chunk_size=1)), None), "", tries=tries)
 
     def get(self, key: str, check: Callable[[bytes], str | None]) -> bytes:
         """A whole object; `check` says what is wrong with the bytes, which are then asked for again.
@@ -156,10 +165,27 @@ class BucketClient:
             raise
         return _entry(meta)
 
+    def put(self, key: str, data: bytes) -> None:
+        """Writes an object, in place of one that is there; otherwise as `get`."""
+        self._request(lambda: obstore.put(self._store(), key, data, use_multipart=False), key)
+
+    def delete(self, key: str) -> None:
+        """Removes an object; otherwise as `get`."""
+        self._request(lambda: obstore.delete(self._store(), key), key)
+
     def folders(self, prefix: str) -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
+        return self._directly_below(prefix)[0]
+
+    def names(self, prefix: str) -> set[str]:
+        """Names of the folders and objects directly below `prefix`."""
+        folders, objects = self._directly_below(prefix)
+        return {*folders, *objects}
+
+    def _directly_below(self, prefix: str) -> tuple[list[str], list[str]]:
         answer = self._request(lambda: obstore.list_with_delimiter(self._store(), prefix or None), prefix)
-        return sorted(name.rsplit("/", 1)[-1] for name in answer["common_prefixes"])
+        objects = [meta["path"].rsplit("/", 1)[-1] for meta in answer["objects"]]
+        return sorted(name.rsplit("/", 1)[-1] for name in answer["common_prefixes"]), sorted(objects)
 
     def list(self, prefix: str) -> list[Entry]:
         """Every object below the folder `prefix`, sorted by key."""
@@ -173,7 +199,7 @@ class BucketClient:
     def map(self, work: Callable[[U], T], items: Iterable[U]) -> Iterator[T]:
         """`work` on every item, many at a time; results in the items' order."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="bucket")
+            self._pool = ThreadPoolExecutor(self._requests_in_flight, thread_name_prefix="bucket")
         return self._pool.map(work, items)
 
     def _store(self) -> Any:
@@ -185,21 +211,30 @@ class BucketClient:
             return self._opened[1]
 
     def _open(self) -> Any:
-        config: Any = _settings(self.scheme)
+        config: Any = settings_of(self.scheme)
         if self.anonymous:
             config = {**config, "skip_signature": "true"}
-        endpoint = _endpoint(self.scheme)
+        endpoint = endpoint_of(self.scheme)
         options: Any = {
             "timeout": timedelta(seconds=self._patience.timeout),
             "connect_timeout": timedelta(seconds=min(5.0, self._patience.timeout)),
             "allow_http": endpoint.startswith("http://"),  # only where the environment itself names such a server
         }
         # Retries are made here and not by the library, so that they can be counted.
-        return from_url(self.location, config=config, client_options=options, retry_config={"max_retries": 0})
+        try:
+            return from_url(self.location, config=config, client_options=options, retry_config={"max_retries": 0})
+        except (BaseError, ValueError) as error:
+            raise RunError(f"{self.location}: {_unopened(self.scheme, error)}") from None
 
-    def _request(self, ask: Callable[[], T], key: str, check: Callable[[T], str | None] = lambda _: None) -> T:
-        fault = ""
-        for attempt in range(self._patience.tries):
+    def _request(
+        self,
+        ask: Callable[[], T],
+        key: str,
+        check: Callable[[T], str | None] = lambda _: None,
+        tries: int | None = None,
+    ) -> T:
+        fault, tries = "", tries or self._patience.tries
+        for attempt in range(tries):
             if attempt:
                 with self._lock:
                     self.retries += 1
@@ -208,95 +243,43 @@ class BucketClient:
                 answer = ask()
             except (BaseError, OSError, ValueError) as error:
                 try:
-                    fault = _reason(error)
-                except _Permanent as reason:
-                    raise RunError(f"{self.url(key)}: {reason}") from None
+                    fault = _fault_of(error)
+                except _Permanent as permanent:
+                    raise RunError(f"{self.url(key)}: {permanent}") from None
                 continue
             if not (wrong := check(answer)):
                 return answer
             fault = wrong
-        raise RunError(f"{self.url(key)}: gave up after {self._patience.tries} tries: {fault}")
+        raise RunError(f"{self.url(key)}: gave up after {tries} tries: {fault}")
 
 
 def _entry(meta: Any) -> Entry:
     return Entry(meta["path"], meta["size"], (meta["e_tag"] or "").strip('"'))
 
 
-def _reason(error: Exception) -> str:
+def _fault_of(error: Exception) -> str:
     """Why a request failed, in a few words; raises `_Permanent` with them where trying again is of no use."""
     text = str(error).split("\n", 1)[0]
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z ]*[a-z])?", text)
     if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):
         raise _Permanent("not found (404)")
-    if isinstance(error, PermissionDeniedError):
+    if isinstance(error, PermissionDeniedError) or (status and status[1] == "403"):
         raise _Permanent("permission denied (403)")
-    if isinstance(error, UnauthenticatedError):
+    if isinstance(error, UnauthenticatedError) or (status and status[1] == "401"):
         raise _Permanent("credentials are missing or refused (401)")
     if status and status[1].startswith("4") and status[1] not in ("408", "425", "429"):
         raise _Permanent(f"refused with HTTP status {status[1]}{status[2] or ''}")
     if isinstance(error, ValueError):
         raise _Permanent(text)
+    if "incorrectly configured region" in text:
+        raise _Permanent("the bucket is in another region: set AWS_REGION")
     if status:
         return f"HTTP status {status[1]}{status[2] or ''}"
     return re.sub(r"^Generic \S+ error: |Error performing .* in \S+ - ", "", text)
 
 
-def _endpoint(scheme: str) -> str:
-    """The server that the environment names in place of the cloud's own."""
-    names = {
-        "gs": ("STORAGE_EMULATOR_HOST", "GOOGLE_BASE_URL"),
-        "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
-        "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
-    }
-    return next((os.environ[name] for name in names[scheme] if os.environ.get(name)), "")
-
-
-def _settings(scheme: str) -> dict[str, str]:
-    """What the clouds' own tools read and obstore does not."""
-    if scheme == "gs" and (host := os.environ.get("STORAGE_EMULATOR_HOST")):
-        emulator = {"gcs_base_url": host.rstrip("/"), "disable_oauth": True, "client_email": "", "private_key": ""}
-        return {"service_account_key": json.dumps({**emulator, "private_key_id": ""})}
-    if scheme == "s3":
-        endpoint = {"endpoint": _endpoint("s3")} if _endpoint("s3") else {}
-        return {**endpoint, **({} if os.environ.get("AWS_ACCESS_KEY_ID") else _aws_profile())}
-    return {}
-
-
-def _aws_profile() -> dict[str, str]:
-    """Keys and region of the AWS profile in use, from ~/.aws."""
-    name = os.environ.get("AWS_PROFILE", "default")
-    found: dict[str, str] = {}
-    for variable, default, section in (
-        ("AWS_CONFIG_FILE", "~/.aws/config", name if name == "default" else f"profile {name}"),
-        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
-    ):
-        parser = configparser.ConfigParser(interpolation=None)
-        try:
-            parser.read(Path(os.environ.get(variable, default)).expanduser())
-        except configparser.Error:
-            continue
-        if parser.has_section(section):
-            wanted = ("region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-            found |= {key: parser[section][key] for key in wanted if key in parser[section]}
-    return found
-
-
-def has_credentials(scheme: str) -> bool:
-    """Whether this machine names credentials for such buckets, other than those a cloud gives its own machines."""
-    if scheme == "gs":
-        names = ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"]
-        names += ["GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN", "STORAGE_EMULATOR_HOST"]
-        default = Path("~/.config/gcloud/application_default_credentials.json").expanduser()
-        return any(os.environ.get(name) for name in names) or _is_json(default)
-    if scheme == "s3":
-        names = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"]
-        names += ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"]
-        return any(os.environ.get(name) for name in names) or "aws_access_key_id" in _aws_profile()
-    return any(name.startswith("AZURE_") and re.search("KEY|TOKEN|SECRET|CLIENT", name) for name in os.environ)
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
+def _unopened(scheme: str, error: Exception) -> str:
+    """Why the settings of this machine do not make a client."""
+    if scheme == "az" and "Account must be specified" in str(error):
+        return "the storage account is not known: set AZURE_STORAGE_ACCOUNT"
+    return f"{_SCHEMES[scheme]}'s settings on this machine cannot be used: {reason(error)}"

@@ -1,8 +1,9 @@
 """Images in class folders in a bucket: `<prefix>/train/<class>/...` and `<prefix>/validation/<class>/...` (or `val`).
 
 One process of a machine lists the bucket and writes what it found as an index, which all processes map. A later run
-looks whether the index still holds (the class folders, and all objects of a few of them) instead of listing a million
-objects again; what changed elsewhere is noticed when it is read, for length and digest are compared.
+looks whether the index still holds: all class folders, and the objects of as many of them, chosen by chance, as hold
+`_LOOKED_AT` (all of a small data set, some fifteen classes of ImageNet's training split). Objects that were changed or
+removed elsewhere are noticed when they are read, for length and digest are compared.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.data.bucket import BucketClient, Entry
+from gaeanet.data.bucket_index import BucketIndexes
 from gaeanet.data.catalog import Catalog, Split, check_classes
-from gaeanet.data.folder import IMAGE_SUFFIXES
 from gaeanet.data.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
-from gaeanet.data.local_copy import Check, LocalCopy, locked, place_of
+from gaeanet.data.layout import IMAGE_SUFFIXES, holds_images, split_folder
+from gaeanet.data.local_copy import Check, LocalCopy, place_of
 from gaeanet.data.source import Source
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
-_LOOKED_AT = 4
-"""Classes of each split that are listed again to see whether an index still holds."""
+_LOOKED_AT = 20_000
+"""Objects of each split, in whole classes, that are listed again to see whether an index still holds."""
 
-_SPLITS = {"train": ("train",), "val": ("validation", "val")}
+_LOOKED_INTO = 20
+"""Folders that are looked into, at most, to find the one that was meant."""
+
+_SPLITS = ("train", "val")
 
 
 class BucketFolderSource(Source):
@@ -56,11 +61,14 @@ class BucketFolderSource(Source):
         self.location = client.location
         self.notes = ["read without credentials"] * client.anonymous
         self._client = client
-        self._index = place_of(client.location, cache).with_suffix(".listing.safetensors")
-        with locked(self._index.with_suffix(".lock")):
-            if not self._index.exists() or not self._holds():
-                self._write_index()
+        indexes = BucketIndexes(client.location, cache, "listing.safetensors")
+        with indexes.lock():
+            newest = indexes.newest()
+            self._index = newest if newest and self._holds(newest) else self._write_index(indexes)
+            indexes.use(self._index)
         self._load()
+        if client.retries:
+            self.notes.append(f"{client.retries} requests had to be repeated while the bucket was listed")
         self._copy: LocalCopy | None = None
         if copy is not None:
             self._copy = LocalCopy(
@@ -126,8 +134,9 @@ class BucketFolderSource(Source):
 
         return check
 
-    def _holds(self) -> bool:
-        """Whether the index on disk still says what the bucket holds, as far as a few requests can tell."""
+    def _holds(self, index: Path) -> bool:
+        """Whether an index still says what the bucket holds, as far as not too many requests can tell."""
+        self._index = index
         try:
             self._load()
         except (RequestError, KeyError):
@@ -136,8 +145,10 @@ class BucketFolderSource(Source):
             samples, classes = self.catalog.split(split), self.catalog.classes
             if tuple(self._client.folders(folder)) != classes:
                 return False
-            for label in random.sample(range(len(classes)), min(_LOOKED_AT, len(classes))):
-                found = _images(self._client.list(f"{folder}/{classes[label]}"))
+            labels = _some_labels(samples.counts(len(classes)))
+            listings = self._client.map(self._client.list, [f"{folder}/{classes[label]}" for label in labels])
+            for label, listing in zip(labels, listings):
+                found = _images(listing)
                 first, last = np.searchsorted(samples.labels, [label, label + 1])
                 if [entry.key for entry in found] != [self._key(split, index) for index in range(first, last)]:
                     return False
@@ -147,8 +158,8 @@ class BucketFolderSource(Source):
                     return False
         return True
 
-    def _write_index(self) -> None:
-        folders = {split: self._split_folder(names) for split, names in _SPLITS.items()}
+    def _write_index(self, indexes: BucketIndexes) -> Path:
+        folders = self._split_folders()
         table, val = (self._client.folders(folders[split]) for split in ("train", "val"))
         if not table:
             raise RequestError(f"{self._client.url(folders['train'])}: no class folders in it")
@@ -163,35 +174,66 @@ class BucketFolderSource(Source):
             # Encryption with one's own keys makes tags that look like a digest and are none: one object tells.
             data = self._client.get(f"{folders['train']}/{catalog.train.name(0)}", lambda _: None)
             facts["etags_are_md5"] = hashlib.md5(data, usedforsecurity=False).digest() == first.tobytes()
+        arrays |= catalog_arrays(catalog)
+        digest = hashlib.sha256()
+        for name in sorted(arrays):
+            digest.update(arrays[name].tobytes())
+        path = indexes.path(digest.hexdigest()[:12])
         try:
-            write_index(self._index, {**catalog_arrays(catalog), **arrays}, facts)
+            write_index(path, arrays, facts)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise RequestError(f"{self._index}: cannot write the bucket's index: {reason}") from None
+            raise RequestError(f"{path}: cannot write the bucket's index: {reason(error)}") from None
+        return path
 
     def _list_split(self, folder: str, table: list[str]) -> tuple[Split, NDArray[np.int64], NDArray[np.uint8]]:
         """Samples, sizes (n,) and digests (n, 16) of all class folders, which are listed side by side."""
         sizes: list[NDArray[np.int64]] = []
         digests: list[NDArray[np.uint8]] = []
 
+        def class_folder(name: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.uint8]]:
+            entries = _images(self._client.list(f"{folder}/{name}"))
+            if not entries:
+                raise RequestError(f"{self._client.url(folder)}/{name}: no images in this class folder")
+            names = [entry.key[len(folder) + 1 :] for entry in entries]
+            return names, np.array([entry.size for entry in entries], np.int64), _digests(entries)
+
         def samples() -> Iterator[tuple[str, int]]:
-            listings = self._client.map(self._client.list, [f"{folder}/{name}" for name in table])
-            for label, listing in enumerate(listings):
-                entries = _images(listing)
-                if not entries:
-                    raise RequestError(f"{self._client.url(folder)}/{table[label]}: no images in this class folder")
-                sizes.append(np.array([entry.size for entry in entries], np.int64))
-                digests.append(_digests(entries))
-                yield from ((entry.key[len(folder) + 1 :], label) for entry in entries)
+            for label, (names, sizes_here, digests_here) in enumerate(self._client.map(class_folder, table)):
+                sizes.append(sizes_here)
+                digests.append(digests_here)
+                yield from ((name, label) for name in names)
 
         return Split.of(samples()), np.concatenate(sizes), np.concatenate(digests)
 
-    def _split_folder(self, names: tuple[str, ...]) -> str:
-        present = self._client.folders("")
-        for name in names:
-            if name in present:
-                return name
-        raise RequestError(f"{self.location}: has no {' or '.join(f'{name}/' for name in names)} folder in it")
+    def _split_folders(self) -> dict[str, str]:
+        """Folder of each split; where one is missing, the refusal names the place that may have been meant."""
+        present = self._client.names("")
+        try:
+            return {split: split_folder(present, split, self.location) for split in _SPLITS}
+        except RequestError as error:
+            meant = None if holds_images(present) else self._meant_instead(sorted(present))
+            raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
+
+    def _meant_instead(self, present: list[str]) -> str | None:
+        """The location just above or below this one that holds images."""
+        above = self.location
+        for _ in range(2):
+            above = above.rsplit("/", 1)[0]
+            if above.endswith(":/"):  # gs:/ is left of gs://bucket
+                break
+            client = BucketClient(above)
+            client.anonymous = self._client.anonymous
+            if holds_images(client.names("")):
+                return above
+        below = (name for name in present[:_LOOKED_INTO] if holds_images(self._client.names(name)))
+        return next((self._client.url(name) for name in below), None)
+
+
+def _some_labels(counts: NDArray[np.int64]) -> list[int]:
+    """Classes chosen by chance that hold `_LOOKED_AT` samples together, or all; at least one."""
+    labels = random.sample(range(len(counts)), len(counts))
+    enough = np.searchsorted(np.cumsum(counts[labels]), _LOOKED_AT) + 1
+    return labels[:enough]
 
 
 def _images(entries: list[Entry]) -> list[Entry]:

@@ -147,9 +147,11 @@ def check_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
         faults = [f"lacks {_named(missing)}"] * bool(missing) + [f"has {_named(extra)} that training lacks"] * bool(
             extra
         )
+        is_flat = not val or (len(val) == 1 and val[0] not in train)
+        sorts = "copied to a disk, gaeanet prepare sorts it" if "://" in where else "gaeanet prepare sorts it"
         raise RequestError(
             f"{where}: validation {' and '.join(faults)}: both need the same class folders"
-            + ("; is it one flat folder of images? gaeanet prepare sorts them into class folders" if not val else "")
+            + (f"; is it one flat folder of images? {sorts} into class folders" if is_flat else "")
         )
 
 

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet.data.catalog import Catalog, Split, check_classes, check_table
+from gaeanet.data.layout import (
+    ARCHIVES,
+    IMAGE_SUFFIXES,
+    TABLE,
+    UNFINISHED,
+    flat_folder,
+    holds_images,
+    images_root,
+    meant_instead,
+    split_folder,
+)
 from gaeanet.data.source import Source
-from gaeanet.errors import RequestError, RunError
-
-TABLE = "dataset.json"
-UNFINISHED = "unfinished.json"
-"""What `gaeanet prepare` leaves beside the images: the class table when it is done, a marker until then."""
-
-KAGGLE = Path("ILSVRC/Data/CLS-LOC")
-
-IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
-"""Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
+from gaeanet.errors import RequestError, RunError, reason
 
 
 class FolderSource(Source):
@@ -47,11 +49,20 @@ class FolderSource(Source):
         if (root / UNFINISHED).exists():
             raise RequestError(f"{root}: gaeanet prepare was stopped here before its end: run it again to finish")
         root = images_root(root)
-        self._splits = {"train": self._split_root(root, "train"), "val": self._split_root(root, "val", "validation")}
+        self._splits = _splits(root)
         self._val_is_flat = val_classes is not None
         classes = tuple(sorted(self._class_folders(self._splits["train"])))
         if not classes:
-            raise RequestError(f"{self._splits['train']}: no class folders in it: images go into train/<class>/")
+            unopened = any(self._splits["train"].glob("*.tar"))
+            raise RequestError(
+                f"{self._splits['train']}: no class folders in it: "
+                + (
+                    "the .tar files in it are the classes' archives: extract each into train/<class>/, or give "
+                    f"gaeanet prepare the directory of {ARCHIVES['train']}"
+                    if unopened
+                    else "images go into train/<class>/"
+                )
+            )
         if val_classes is None:
             check_classes(classes, sorted(self._class_folders(self._splits["val"])), str(self._splits["val"]))
             val = self._index("val", classes)
@@ -63,18 +74,12 @@ class FolderSource(Source):
         if (root / TABLE).exists():
             check_against(read_table(root / TABLE), self.catalog, str(root))
 
-    def _split_root(self, root: Path, *names: str) -> Path:
-        for name in names:
-            if (root / name).is_dir():
-                return root / name
-        raise RequestError(f"data.location: {root} has no {' or '.join(f'{name}/' for name in names)} directory in it")
-
     def _class_folders(self, path: Path) -> list[str]:
         """Names of the folders that hold something; hidden and empty ones and stray files are noted."""
         folders, passed = [], []
         with _listing(path) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not entry.is_dir() or next(_images(entry.path), None) is None:
+                if entry.name.startswith(".") or not entry.is_dir() or next(images_under(entry.path), None) is None:
                     passed.append(entry.name)
                 else:
                     folders.append(entry.name)
@@ -86,7 +91,9 @@ class FolderSource(Source):
     def _index(self, split: str, classes: tuple[str, ...]) -> Split:
         root = self._splits[split]
         return Split.of(
-            (f"{name}/{image}", label) for label, name in enumerate(classes) for image in sorted(_images(root / name))
+            (f"{name}/{image}", label)
+            for label, name in enumerate(classes)
+            for image in sorted(images_under(root / name))
         )
 
     def read(self, split: str, index: int) -> bytes:
@@ -96,14 +103,14 @@ class FolderSource(Source):
             with open(path, "rb") as file:
                 return file.read()
         except OSError as error:
-            raise RunError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
 
     def size(self, split: str, index: int) -> int:
         path = self.path(split, index)
         try:
             return os.stat(path).st_size
         except OSError as error:
-            raise RunError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
 
     def path(self, split: str, index: int) -> str:
         """Where a sample is, for messages."""
@@ -113,18 +120,15 @@ class FolderSource(Source):
         )
 
 
-def images_root(root: Path) -> Path:
-    """Where train/ and val/ are: `root` itself, or below it in Kaggle's layout."""
-    for below in (KAGGLE, Path(*KAGGLE.parts[1:])):
-        if (root / below / "train").is_dir():
-            return root / below
-    return root
-
-
-def flat_folder(val: Path) -> Path:
-    """The folder that directly holds the validation images: `val` itself or the only folder in it."""
-    inside = [path for path in val.iterdir() if not path.name.startswith(".")]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else val
+def _splits(root: Path) -> dict[str, Path]:
+    """Directory of each split; where one is missing, the refusal names the directory that may have been meant."""
+    with _listing(root) as entries:
+        names = {entry.name for entry in entries if entry.is_dir()}
+    try:
+        return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
+    except RequestError as error:
+        meant = None if holds_images(names) else meant_instead(root)
+        raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
 
 
 def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
@@ -174,16 +178,16 @@ def _listing(path: str | Path) -> os._ScandirIterator[str]:
     try:
         return os.scandir(path)
     except OSError as error:
-        raise RequestError(f"{path}: cannot be listed: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
 
 
-def _images(folder: str | Path, prefix: str = "") -> Iterator[str]:
+def images_under(folder: str | Path, prefix: str = "") -> Iterator[str]:
     """Paths, relative to `folder`, of the images in it and in the folders below it."""
     with _listing(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _images(entry.path, f"{prefix}{entry.name}/")
+                yield from images_under(entry.path, f"{prefix}{entry.name}/")
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 yield prefix + entry.name

@@ -11,7 +11,8 @@ twice as fast); what it cannot do, and everything else, goes through Pillow. The
   that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
-- Half an image is no image: it is refused, never filled with grey.
+- Half an image is no image: it is refused, never filled with grey. (A progressive JPEG that lost its last scans but has
+  an end mark is a whole picture, only softer, and cannot be told from one that was saved so.)
 """
 
 from __future__ import annotations

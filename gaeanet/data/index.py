@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from gaeanet.data.catalog import Catalog, Split
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
 
 FORMAT = 1
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -57,7 +57,7 @@ def read_index(path: Path, name: str | None = None) -> tuple[Arrays, dict[str, A
                 raise ValueError("cut short")
             arrays[key] = block[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except OSError as error:
-        raise RequestError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise RequestError(f"{name}: cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise RequestError(f"{name}: not an index that gaeanet wrote, or cut short: make it again") from None
     if facts.get("format") != FORMAT:

@@ -2,7 +2,7 @@
 
 libjpeg, and so every reader built on it, fills what is missing at the end of the coded data with grey and reports
 success if only an end mark follows. Such a picture ends in exact mid-grey, which is cheap to look for; a photograph may
-end so too, therefore the coded blocks of those few are counted.
+end so too, therefore the coded blocks of those few are counted, and those of the few progressive pictures.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 _GREY = 128
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _SOS, _DHT, _DRI = 0xDA, 0xC4, 0xDD
 
 
@@ -41,8 +42,11 @@ def read_header(data: bytes) -> JpegHeader | None:
 
 
 def is_cut_short(data: bytes, header: JpegHeader, pixels: NDArray[np.uint8]) -> bool:
-    """Whether the coded data end before the picture (3, H, W) does. Known for Huffman-coded sequential JPEGs."""
-    if header.coding not in (0xC0, 0xC1) or not (pixels[:, -1, -8:] == _GREY).all():
+    """Whether the coded data end before the picture (3, H, W) does; known where they are Huffman-coded."""
+    if header.coding in (_BASELINE, _EXTENDED):
+        if not (pixels[:, -1, -8:] == _GREY).all():
+            return False
+    elif header.coding != _PROGRESSIVE:  # the few progressive ones are always counted: libjpeg smooths their edges
         return False
     try:
         return not all(coded >= needed for coded, needed in _coded_blocks(data))
@@ -73,19 +77,24 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _coded_blocks(data: bytes) -> Iterator[tuple[int, int]]:
-    """For each scan: units (MCUs) that its data hold, and units that the picture needs."""
+    """For each scan: units (MCUs) that its data hold, and units that the picture needs.
+
+    Of a progressive JPEG only the scans that give each block its mean: those that follow make it sharper.
+    """
     tables: dict[int, list[tuple[int, int]]] = {}
-    interval, frame = 0, b""
+    interval, frame, progressive = 0, b"", False
     for marker, start, end in _segments(data):
         if marker in _FRAMES:
-            frame = data[start:end]
+            frame, progressive = data[start:end], marker == _PROGRESSIVE
         elif marker == _DRI:
             interval = int.from_bytes(data[start : start + 2], "big")
         elif marker == _DHT:
             while start < end:
                 start = _read_table(data, start, tables)
         elif marker == _SOS:
-            units, needed = _scan(frame, data[start:end], tables)
+            if progressive and not _gives_means(data[start:end]):
+                continue
+            units, needed = _scan(frame, data[start:end], tables, progressive)
             coded = 0
             for part in _entropy_parts(data, end):
                 coded += _count(part, units, min(interval or needed, needed - coded))
@@ -104,8 +113,14 @@ def _read_table(data: bytes, start: int, tables: dict[int, list[tuple[int, int]]
     return symbols
 
 
-def _scan(frame: bytes, scan: bytes, tables: dict[int, Any]) -> tuple[list[tuple[Any, Any]], int]:
-    """The (DC, AC) tables of each block of one unit, and how many units the picture needs."""
+def _gives_means(scan: bytes) -> bool:
+    """Whether a progressive scan holds the DC coefficients (band 0), their first bits."""
+    band, approximation = scan[1 + 2 * scan[0]], scan[3 + 2 * scan[0]]
+    return band == 0 and approximation >> 4 == 0
+
+
+def _scan(frame: bytes, scan: bytes, tables: dict[int, Any], dc_only: bool) -> tuple[list[tuple[Any, Any]], int]:
+    """The (DC, AC or None) tables of each block of one unit, and how many units the picture needs."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     factors = {frame[6 + 3 * k]: divmod(frame[7 + 3 * k], 16) for k in range(frame[5])}
     across, down = max(h for h, _ in factors.values()), max(v for _, v in factors.values())
@@ -117,7 +132,8 @@ def _scan(frame: bytes, scan: bytes, tables: dict[int, Any]) -> tuple[list[tuple
     else:
         wide, high = _ceil(width, 8 * across), _ceil(height, 8 * down)
         repeats = [factors[component][0] * factors[component][1] for component, _ in chosen]
-    units = [(tables[dc], tables[0x10 + ac]) for n, (_, (dc, ac)) in zip(repeats, chosen) for _ in range(n)]
+    pairs = [(tables[dc], None if dc_only else tables[0x10 + ac]) for _, (dc, ac) in chosen]
+    units = [pair for n, pair in zip(repeats, pairs) for _ in range(n)]
     return units, wide * high
 
 
@@ -153,7 +169,7 @@ def _count(part: bytes, blocks: list[tuple[Any, Any]], wanted: int) -> int:
                 used += length + extra
                 if used > total:
                     return done
-                if k and symbol == 0:
+                if ac is None or (k and symbol == 0):
                     break
                 k += (symbol >> 4) + 1 if k else 1
         done += 1

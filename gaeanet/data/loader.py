@@ -7,10 +7,15 @@ by workers that are started once, and may begin anywhere.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import select
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +31,9 @@ from gaeanet.data.source import Source as Source
 from gaeanet.errors import GaeanetError, RunError
 
 Transform = Callable[[Tensor], Tensor]
+
+PREFETCH = 4
+"""Training batches that a worker holds ready."""
 
 
 class TransformOfEpoch(Protocol):
@@ -171,6 +179,29 @@ class _ValidationBatches(_Faithful):
         return Batch(0, step, block.images, labels, source.retries - before)
 
 
+class _PickedBatches(_Faithful):
+    """Batches of given samples of one split, in their order, without augmentation."""
+
+    def __init__(self, source: Source, split: str, transform: Transform, picks: Sequence[range]) -> None:
+        self._source, self._split, self._transform, self._picks = source, split, transform, picks
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    def batch(self, step: int) -> Batch:
+        source, before = self._source, self._source.retries
+        indices = np.asarray(self._picks[step], dtype=np.int64)
+        block = _Block(len(indices))
+        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch(self._split, indices.tolist()))):
+            try:
+                block[place] = self._transform(to_pixels(data))
+            except ImageError as error:
+                # Passed over, it would change the number that is reported.
+                raise RunError(f"{source.path(self._split, index)}: {error}; every image counts") from None
+        labels = torch.from_numpy(source.catalog.split(self._split).labels[indices]).long()
+        return Batch(0, step, block.images, labels, source.retries - before)
+
+
 class _Positions:
     """The positions of a run as a sampler."""
 
@@ -205,9 +236,9 @@ def training_batches(
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
         num_workers=workers,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=PREFETCH if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
     return Batches(loader)
@@ -229,7 +260,21 @@ def validation_batches(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
+        multiprocessing_context=_start_method(source, workers),
+    )
+    return Batches(loader)
+
+
+def picked_batches(
+    source: Source, split: str, transform: Transform, picks: Sequence[range], *, workers: int = 0
+) -> Batches:
+    """The batches `picks` of a split, each a range of samples; a batch's `step` is its place among them."""
+    loader = DataLoader(
+        _PickedBatches(source, split, transform, picks),
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
     return Batches(loader)
@@ -243,11 +288,28 @@ def _start_method(source: Source, workers: int) -> str | None:
     return source.start_method
 
 
-def _quiet_worker(_: int) -> None:
-    """Lets the training process have the processor first, and leaves signals to it."""
+def _quiet_worker(trainer: int, _: int) -> None:
+    """Lets the training process `trainer` have the processor first, leaves signals to it, and ends when it ends."""
     os.nice(5)
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with(trainer: int) -> None:
+    """Ends this process when `trainer` is gone, however it went.
+
+    torch's own watch looks at the parent of a worker, which is not the trainer where a server started the worker.
+    """
+    if hasattr(os, "pidfd_open"):
+        with contextlib.suppress(ProcessLookupError):
+            select.select([os.pidfd_open(trainer)], [], [])
+    else:
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.kill(trainer, 0)
+                time.sleep(1)
+    os._exit(1)
 
 
 def too_many(max_bad: int) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
 Check = Callable[[bytes], str | None]
 """Says what is wrong with an object's bytes, None if nothing is."""
@@ -35,8 +35,16 @@ def place_of(location: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file `path`; whoever else wants it waits. A killed process lets it go."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Holds the lock file `path`; whoever else wants it waits. A killed process lets it go.
+
+    Raises:
+        RequestError: Its directory cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise RequestError(f"{path.parent}: cannot be written: {reason(error)}; set data.data_download_dir") from None
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -69,9 +77,7 @@ class LocalCopy:
             self._sweep()
             free = shutil.disk_usage(root).free
         except OSError as error:
-            raise RequestError(
-                f"data.data_download_dir: {root} cannot be written: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise RequestError(f"data.data_download_dir: {root} cannot be written: {reason(error)}") from None
         if planned > free and planned - (present := _bytes_below(root)) > free:
             raise RequestError(
                 f"data.data_download_dir: the local copy would take {(planned - present) / 1e9:.1f} GB more, "
@@ -99,6 +105,14 @@ class LocalCopy:
             return None
         return data if check(data) is None else None
 
+    def read_range(self, name: str, start: int, size: int) -> bytes | None:
+        """Bytes of a kept object, unchecked; None where it is not there."""
+        try:
+            with open(self.root / name, "rb") as file:
+                return os.pread(file.fileno(), size, start)
+        except OSError:
+            return None
+
     def store(self, name: str, data: bytes) -> None:
         """Keeps an object; raises `RunError` where the disk does not take it."""
         with self.writing(name) as draft:
@@ -115,9 +129,8 @@ class LocalCopy:
             yield draft
             draft.replace(final)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
             raise RunError(
-                f"{final}: cannot be kept: {reason}; set data.cache_size, or data.streaming to true"
+                f"{final}: cannot be kept: {reason(error)}; set data.cache_size, or data.streaming to true"
             ) from None
         finally:
             draft.unlink(missing_ok=True)
@@ -145,4 +158,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def _bytes_below(root: Path) -> int:
-    return sum((Path(folder) / name).stat().st_size for folder, _, names in os.walk(root) for name in names)
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # what another process was writing has got its name
+                total += (Path(folder) / name).stat().st_size
+    return total

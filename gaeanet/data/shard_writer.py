@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gaeanet.data import order
 from gaeanet.data.archives import members
 from gaeanet.data.index import Arrays, catalog_arrays, write_index
-from gaeanet.data.shards import INDEX
+from gaeanet.data.layout import INDEX
 from gaeanet.data.source import Source
 from gaeanet.errors import RequestError, RunError
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from gaeanet.data import order
 from gaeanet.data.bucket import BucketClient
+from gaeanet.data.bucket_index import BucketIndexes
 from gaeanet.data.index import catalog_from, read_index
-from gaeanet.data.local_copy import Check, LocalCopy, locked, place_of
+from gaeanet.data.layout import INDEX
+from gaeanet.data.local_copy import Check, LocalCopy, place_of
 from gaeanet.data.source import Source
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, reason
 
-INDEX = "index.safetensors"
 SHUFFLE_WINDOW = 16
 """Shards whose samples are mixed in an epoch: some twenty thousand images, in two gigabytes."""
 
@@ -55,9 +56,8 @@ class ShardSource(Source):
         self._files: dict[str, int] = {}
         self._load()
         for shard in self._all_shards():
-            self._check_size(
-                shard, (self._root / shard.name).stat().st_size if (self._root / shard.name).exists() else None
-            )
+            path = self._root / shard.name
+            self._check_size(shard, path.stat().st_size if path.exists() else None)
 
     def _load(self) -> None:
         arrays, facts = read_index(self._index, f"{self.location}/{INDEX}")
@@ -106,9 +106,7 @@ class ShardSource(Source):
         try:
             data = self._read_file(self._root / shard.name, offset, size)
         except OSError as error:
-            raise RunError(
-                f"{self.path(split, index)}: cannot be read: {(error.strerror or str(error)).lower()}"
-            ) from None
+            raise RunError(f"{self.path(split, index)}: cannot be read: {reason(error)}") from None
         if wrong := self._check(split, index)(data):
             raise RunError(f"{self.path(split, index)}: {wrong}: copy or prepare the shard again")
         return data
@@ -155,7 +153,7 @@ class BucketShardSource(ShardSource):
         self.notes = ["read without credentials"] * client.anonymous
         self._client = client
         self._files = {}
-        self._index = self._cached_index(cache)
+        self._index = self._cached_index(BucketIndexes(client.location, cache, INDEX))
         self._load()
         present = {entry.key: entry.size for entry in client.list("")}
         for shard in self._all_shards():
@@ -168,20 +166,22 @@ class BucketShardSource(ShardSource):
             self._copy = LocalCopy(place_of(client.location, copy), sizes, copy_limit)
             self.notes.append(self._copy.note)
 
-    def _cached_index(self, cache: Path) -> Path:
+    def _cached_index(self, indexes: BucketIndexes) -> Path:
         """The index's copy on this machine, fetched by one process where it is not there or has changed since."""
         entry = self._client.head(INDEX)
         if entry is None:
             raise RequestError(f"{self._client.url(INDEX)}: not found: run gaeanet prepare --shards and upload it too")
-        place = place_of(self._client.location, cache)
-        version = hashlib.sha256(f"{entry.etag} {entry.size}".encode()).hexdigest()[:12]
-        path = place.with_name(f"{place.name}.{version}.{INDEX}")
-        with locked(place.with_suffix(".lock")):
+        path = indexes.path(hashlib.sha256(f"{entry.etag} {entry.size}".encode()).hexdigest()[:12])
+        with indexes.lock():
             if not path.exists():
                 data = self._client.get(INDEX, lambda data: None if len(data) == entry.size else "its length is wrong")
                 draft = path.with_suffix(f".{os.getpid()}")
-                draft.write_bytes(data)
-                draft.replace(path)
+                try:
+                    draft.write_bytes(data)
+                    draft.replace(path)
+                except OSError as error:
+                    raise RequestError(f"{path}: cannot keep the index of shards: {reason(error)}") from None
+            indexes.use(path)
         return path
 
     @property
@@ -203,10 +203,9 @@ class BucketShardSource(ShardSource):
         shard, offset, size = self._place(split, index)
         check = self._check(split, index)
         if self._copy and self._copy.keeps(split, int(self._where[split][0][index])):
-            with open(self._copy.root / shard.name, "rb") as file:
-                data = os.pread(file.fileno(), size, offset)
-            if not check(data):
-                return data  # a copy that a disk has damaged is passed by
+            data = self._copy.read_range(shard.name, offset, size)
+            if data is not None and not check(data):
+                return data  # a copy that a disk has damaged, or somebody removed, is passed by
         try:
             return self._client.get_range(shard.name, offset, size, check)
         except RunError as error:

@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from gaeanet.config import Data, Experiment, Hyperparameters
-from gaeanet.data.archives import TRAIN, VAL, ArchiveSource
+from gaeanet.data.archives import ArchiveSource
 from gaeanet.data.catalog import check_class_count
-from gaeanet.data.folder import UNFINISHED, FolderSource
-from gaeanet.data.shards import INDEX, BucketShardSource, ShardSource
+from gaeanet.data.folder import FolderSource
+from gaeanet.data.layout import ARCHIVES, INDEX, UNFINISHED
+from gaeanet.data.shards import BucketShardSource, ShardSource
 from gaeanet.data.source import Source
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
@@ -72,7 +73,7 @@ def open_location(location: str, data: Data | None = None) -> Source:
     root = Path(location).expanduser()
     if (root / INDEX).exists() and not (root / UNFINISHED).exists():
         return ShardSource(location)
-    if (root / TRAIN).exists() or (root / VAL).exists():
+    if any((root / name).exists() for name in ARCHIVES.values()):
         return ArchiveSource(location)
     return FolderSource(location)
 

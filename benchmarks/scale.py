@@ -1,0 +1,182 @@
+"""What a data set of ImageNet's size costs before the first step: start-up, memory of each process, first batch.
+
+    python benchmarks/scale.py                    folder, shards and bucket
+    python benchmarks/scale.py shards --workers 4
+
+1,281,167 + 50,000 made-up entries. The folder holds empty files but for those that are read, the shards are links to
+one file, and the bucket is on loopback: it is the catalog that is measured, not disks or networks. PSS counts a page
+shared by n processes as 1/n, USS counts only pages of a process's own. PyTorch itself is in both; what the catalog adds
+is the difference to the small set that is measured before. Takes a few minutes; --dir chooses the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from object_server import objects
+from photographs import photograph
+
+from gaeanet.augment import TrainingTransform
+from gaeanet.config import Data, Hyperparameters
+from gaeanet.data import order
+from gaeanet.data.catalog import Catalog, Split
+from gaeanet.data.index import catalog_arrays, write_index
+from gaeanet.data.layout import INDEX
+from gaeanet.data.loader import training_batches
+from gaeanet.data.sources import open_location
+
+CLASSES = 1000
+BATCH = 64
+READ = 200 * BATCH
+"""Images that the loader may come to read, in batches and ahead of them."""
+KINDS = ("folder", "shards", "bucket")
+
+
+def names(split: str, count: int) -> Iterator[tuple[str, int]]:
+    """(name, label) of each sample, sorted, in equal classes."""
+    for label in range(CLASSES):
+        for k in range(count * label // CLASSES, count * (label + 1) // CLASSES):
+            yield f"n{label:08d}/n{label:08d}_{split}_{k:07d}.JPEG", label
+
+
+def make_folder(root: Path, train: int, val: int) -> str:
+    read = {"train": set(order.epoch_order(train, 0, 0)[:READ].tolist()), "val": set[int]()}
+    for split, count in (("train", train), ("val", val)):
+        for label in range(CLASSES):
+            (root / split / f"n{label:08d}").mkdir(parents=True)
+        for index, (name, _) in enumerate(names(split, count)):
+            if index in read[split]:
+                (root / split / name).write_bytes(photograph_once())
+            else:
+                os.close(os.open(root / split / name, os.O_CREAT | os.O_WRONLY))
+    return str(root)
+
+
+def make_shards(root: Path, train: int, val: int) -> str:
+    root.mkdir()
+    each = 1164  # 128 MB
+    data, digest = photograph_once(), hashlib.md5(photograph_once()).digest()
+    offsets = []
+    with tarfile.open(root / "one.tar", "w") as tar:
+        for k in range(each):
+            member = tarfile.TarInfo(f"{k}.jpg")
+            member.size = len(data)
+            offsets.append(tar.offset + tarfile.BLOCKSIZE)  # type: ignore[attr-defined]
+            tar.addfile(member, io.BytesIO(data))
+    size = (root / "one.tar").stat().st_size
+    splits, arrays, shards = {}, {}, {}
+    for split, count in (("train", train), ("val", val)):
+        splits[split] = Split.of(names(split, count))
+        place = np.random.default_rng(0).permutation(count)
+        arrays[f"{split}.shard"] = (place // each).astype(np.int32)
+        arrays[f"{split}.offset"] = np.array(offsets, np.int64)[place % each]
+        arrays[f"{split}.size"] = np.full(count, len(data), np.int64)
+        arrays[f"{split}.digest"] = np.tile(np.frombuffer(digest, np.uint8), (count, 1))
+        shards[split] = [(f"{split}-{k:06d}.tar", size, "") for k in range(-(-count // each))]
+        for name, _, _ in shards[split]:
+            (root / name).symlink_to("one.tar")
+    classes = [f"n{label:08d}" for label in range(CLASSES)]
+    catalog = Catalog(tuple(classes), splits["train"], splits["val"])
+    write_index(root / INDEX, {**catalog_arrays(catalog), **arrays}, {"classes": classes, "shards": shards})
+    return str(root)
+
+
+_photograph: list[bytes] = []
+
+
+def photograph_once() -> bytes:
+    if not _photograph:
+        _photograph.append(photograph())
+    return _photograph[0]
+
+
+@contextlib.contextmanager
+def made(kind: str, root: Path, train: int, val: int) -> Iterator[str]:
+    if kind == "bucket":
+        keys = [f"{split}/{name}" for split, n in (("train", train), ("val", val)) for name, _ in names(split, n)]
+        with objects(keys, photograph_once(), 0.0) as location:
+            del keys
+            yield location
+    elif kind == "shards":
+        yield make_shards(root / "shards", train, val)
+    else:
+        yield make_folder(root / "folder", train, val)
+
+
+def memory(pid: int) -> tuple[float, float]:
+    """PSS and USS of a process in MB."""
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    sizes = {line[0]: int(line[1]) / 1000 for line in lines if len(line) > 2 and line[2] == "kB"}
+    return sizes["Pss:"], sizes["Private_Clean:"] + sizes["Private_Dirty:"]
+
+
+warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores are asked for
+
+
+def measure(kind: str, location: str, root: Path, workers: int) -> None:
+    """Opens the source and waits for its first batch; in a process that has done nothing else."""
+    data = Data(data_download_dir=str(root / "cache"))
+    begin = time.monotonic()
+    source = open_location(location, data)
+    opened = time.monotonic() - begin
+    line = f"{kind:7s} {len(source.catalog.train):9,d} + {len(source.catalog.val):6,d} images: start-up {opened:5.1f} s"
+    if kind == "bucket":
+        begin = time.monotonic()
+        source = open_location(location, data)
+        line += f" (again {time.monotonic() - begin:.1f} s)"
+    before = {child.pid for child in multiprocessing.active_children()}
+    begin = time.monotonic()
+    hp = Hyperparameters(color_jitter=False)
+    batches = iter(
+        training_batches(source, TrainingTransform(hp), global_batch=BATCH, epochs=1, seed=0, workers=workers)
+    )
+    next(batches)
+    first = time.monotonic() - begin
+    pids = [child.pid for child in multiprocessing.active_children() if child.pid not in before and child.pid]
+    (pss, uss), each = memory(os.getpid()), [memory(pid) for pid in pids]
+    shares, own = (float(np.mean([one[k] for one in each])) for k in (0, 1))
+    line += f", first batch of {BATCH} after {first:4.1f} s with {len(each)} workers"
+    print(f"{line}; memory PSS / USS: main {pss:.0f} / {uss:.0f} MB, a worker {shares:.0f} / {own:.0f} MB", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", help="of folder, shards, bucket (default: all)")
+    parser.add_argument("--train", type=int, default=1_281_167)
+    parser.add_argument("--val", type=int, default=50_000)
+    parser.add_argument("--small", type=int, default=READ, help="training images of the set to compare with")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--dir", type=Path, help="where the files are made, for as long as it takes")
+    parser.add_argument("--measure", nargs=3, metavar=("KIND", "LOCATION", "DIR"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        kind, location, root = arguments.measure
+        measure(kind, location, Path(root), arguments.workers)
+        return
+    small = arguments.small, CLASSES
+    for kind, size in itertools.product(arguments.kinds or KINDS, (small, (arguments.train, arguments.val))):
+        with (
+            tempfile.TemporaryDirectory(dir=arguments.dir) as root,
+            made(kind, Path(root), *size) as location,
+        ):
+            command = [sys.executable, __file__, "--workers", str(arguments.workers), "--measure", kind, location, root]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""How far a long piece of work on images has come."""
+
+from __future__ import annotations
+
+import time
+
+_EVERY = 10.0
+"""Seconds from one line to the next."""
+
+
+class Progress:
+    """A line now and then: how much is done, how fast, how long still."""
+
+    def __init__(self, total: int, unit: str = "GB", scale: float = 1e9) -> None:
+        self._total, self._unit, self._scale, self._done = total, unit, scale, 0
+        self._start = self._said = time.monotonic()
+
+    def add(self, amount: int) -> None:
+        self._done += amount
+        now = time.monotonic()
+        if now - self._said >= _EVERY:
+            self._said = now
+            left = (now - self._start) * (self._total / max(1, self._done) - 1)
+            share = f"{self._done / self._scale:.4g} of {self._total / self._scale:.4g} {self._unit}"
+            print(f"{share} ({100 * self._done / self._total:.0f} %), {left / 60:.0f} min left", flush=True)

@@ -1,0 +1,233 @@
+"""Exports: other tools load them and get the same outputs; what they hold says what it is and where it came from."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import NET, Result, TinyRun, make_folder
+from timm.data import create_dataset, create_loader, resolve_data_config
+
+import gaeanet.model
+from gaeanet import checkpoint
+from gaeanet.config import Hyperparameters
+from gaeanet.export import export, timm_crop_share
+from gaeanet.folding import fold_batch_norm
+from gaeanet.genotypes import ZOO
+from gaeanet.network import CellNetwork
+from gaeanet.trained import find, unique_names
+
+Run = Callable[..., Result]
+assert gaeanet.model  # registers the networks with timm
+
+
+@pytest.fixture(scope="session")
+def torchrun_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A run that two processes trained with torchrun."""
+    root = tmp_path_factory.mktemp("torchrun")
+    data = make_folder(root / "data")
+    config = root / "tiny.yaml"
+    values = {**NET, "epochs": 1, "auxiliary": True, "drop_path_prob": 0.2, "activation": "hswish"}
+    block = {"num_workers_train": 0, "num_workers_val": 0}
+    config.write_text(json.dumps({"name": "tiny", "data": block, "hyperparameters": values}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).parent.parent / "model_def.py"), str(config), "--data", str(data)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--run-dir", str(root / "run")], check=True, capture_output=True, env=environment)
+    return TinyRun(root / "run", data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["raw", "ema"])
+def test_field_report_56_onnx_of_a_torchrun_run_at_batch_1_and_3(
+    gaeanet: Run, torchrun_run: TinyRun, tmp_path: Path, kind: str
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    result = gaeanet("export", torchrun_run.run, "net.onnx", "--format", "onnx", "--weights", kind)
+    assert result.code == 0, result.err
+    assert f"onnx, {kind} weights" in result.out
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    assert len(session.get_outputs()) == 1
+    trained = find(torchrun_run.run)
+    network = trained.network(kind)
+    for batch in (1, 3):
+        images = torch.randn(batch, 3, 32, 32)
+        (logits,) = session.run(None, {"images": images.numpy()})
+        with torch.inference_mode():
+            assert (torch.from_numpy(logits) - network(images)).abs().max() < 1e-4
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == ["n00000000", "n00000001", "n00000002"]
+    assert json.loads(about["preprocessing"])["center_crop"] == 32
+    described = gaeanet("describe", "net.onnx")
+    assert f"export: onnx, {kind} weights" in described.out
+    assert "from random weights" in described.out
+
+
+@pytest.mark.slow
+def test_torch_export_and_folded_onnx_have_a_dynamic_batch(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert gaeanet("export", tiny_run.run, "net.pt2", "--format", "torch-export", "--fold-batchnorm").code == 0
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    trained = find(tiny_run.run)
+    images = torch.randn(7, 3, 32, 32)
+    with torch.inference_mode():
+        assert (program(images) - trained.network(trained.preferred)(images)).abs().max() < 1e-4
+    assert "batch norm folded" in gaeanet("describe", "net.pt2").out
+    folded = gaeanet("export", tiny_run.run, "folded", "--format", "onnx", "--fold-batchnorm")
+    assert folded.code == 0, folded.err
+    assert "batch norms folded" in folded.out
+    assert sorted(path.name for path in (tmp_path / "folded").iterdir()) == ["classes.csv", "model.onnx"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+def test_folding_changes_no_output_and_leaves_no_batch_norm(name: str, stem: str) -> None:
+    torch.manual_seed(0)
+    network = CellNetwork(3, genotype=name, init_channels=4, layers=3, squeeze_excite=True, stem=stem).double()
+    images = torch.randn(4, 3, 33, 33, dtype=torch.float64)
+    network.train()(images)  # statistics that are not those of the start
+    expected = network.eval()(images)
+    assert fold_batch_norm(network) > 10
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert (network(images) - expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["raw", "ema"])
+def test_timm_builds_the_exported_network_with_equal_outputs(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, kind: str
+) -> None:
+    result = gaeanet("export", tiny_run.run, "out", "--weights", kind)
+    assert result.code == 0, result.err
+    assert "largest difference of a logit 0.00e+00 at batch 1, 0.00e+00 at batch 3" in result.out
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(network(images), find(tiny_run.run).network(kind)(images))
+    assert network.pretrained_cfg["label_names"] == ["n00000000", "n00000001", "n00000002"]
+    assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=7).num_classes == 7
+    evaluated = [json.loads(gaeanet("evaluate", place, "--json").out) for place in ("out", tiny_run.run)]
+    prefix = "" if kind == "raw" else "ema_"
+    for metric in ("loss", "top1_accuracy", "top5_accuracy"):
+        assert evaluated[0][prefix + metric] == evaluated[1][prefix + metric]
+    assert "Where it came from" in gaeanet("describe", "out").out
+
+
+def validated_by_timm(export_dir: Path, images: Path, batch: int = 8) -> dict[str, Any]:
+    """What timm's validate.py does: its own data set, transforms and loader; right answers, and each guess."""
+    network = timm.create_model(f"local-dir:{export_dir}", pretrained=True).eval()
+    config = resolve_data_config({}, model=network, use_test_size=True)
+    dataset = create_dataset("", root=str(images), split="validation", is_training=False)
+    loader = create_loader(
+        dataset,
+        input_size=config["input_size"],
+        batch_size=batch,
+        use_prefetcher=False,
+        interpolation=config["interpolation"],
+        mean=config["mean"],
+        std=config["std"],
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        num_workers=0,
+    )
+    guesses, top1, top5, count = [], 0, 0, 0
+    with torch.inference_mode():
+        for x, labels in loader:
+            found = network(x).topk(min(5, network.num_classes), dim=1).indices
+            right = found == labels[:, None]
+            guesses += found[:, 0].tolist()
+            top1, top5, count = top1 + int(right[:, 0].sum()), top5 + int(right.any(1).sum()), count + len(labels)
+    return {"top1": top1, "top5": top5, "count": count, "guesses": guesses}
+
+
+def test_timms_validation_agrees_to_the_image(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert gaeanet("export", tiny_run.run, "out", "--weights", "ema").code == 0
+    theirs = validated_by_timm(tmp_path / "out", tiny_run.data / "val")
+    ours = json.loads(gaeanet("evaluate", tiny_run.run, "--weights", "ema", "--json").out)
+    assert (theirs["top1"], theirs["top5"], theirs["count"]) == (
+        ours["ema_top1_correct"],
+        ours["ema_top5_correct"],
+        ours["count"],
+    )
+
+
+def test_timm_resizes_to_the_same_pixel() -> None:
+    for size in range(32, 600):
+        resize = round(size / 0.875)
+        assert math.floor(size / timm_crop_share(size, resize)) == resize
+
+
+def test_field_report_56_the_network_stays_in_its_mode_and_nothing_is_left_of_a_failure(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaeanet.export.TOLERANCE", -1.0)
+    result = gaeanet("export", tiny_run.run, "out")
+    assert result.code == 1
+    assert "out: not written, since its outputs differ" in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_field_report_56_without_the_package_the_install_line_is_said(
+    gaeanet: Run, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else real(name))
+    result = gaeanet("export", tiny_run.run, "out", "--format", "onnx")
+    assert result.code == 2
+    assert "needs the package onnxruntime: pip install 'gaeanet[export]'" in result.err
+
+
+def test_each_wrong_request_gets_one_clear_line(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for arguments, message in [
+        (["nowhere", "out"], "nowhere: no such file or directory"),
+        ([tiny_run.run, "there"], "there exists already"),
+        ([tiny_run.run, "out", "--fold-batchnorm"], "use onnx or torch-export"),
+        ([tiny_run.run, "out", "--format", "tflite"], "invalid choice: 'tflite'"),
+        ([tiny_run.run / "config.yaml", "out"], "not a checkpoint"),
+    ]:
+        result = gaeanet("export", *arguments)
+        assert result.code == 2, arguments
+        assert message in result.err
+        assert result.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_field_report_25_two_classes_of_one_name_stay_two(tmp_path: Path) -> None:
+    keys = ["n02012849", "n03126707", "n03710637", 'n0,"1"']
+    names = ["crane", "crane", "maillot", 'tank suit, "maillot"']
+    assert unique_names(tuple(keys), names) == ("crane (n02012849)", "crane (n03126707)", *names[2:])
+    hp = Hyperparameters(num_classes=4, init_channels=4, layers=3, image_size=32)
+    network = CellNetwork(4, init_channels=4, layers=3, activation="swish", squeeze_excite=True)
+    state = {"hyperparameters": hp.model_dump(), "classes": keys, "class_names": names, "batches": 0}
+    checkpoint.write(tmp_path / "checkpoint", 0, {"model": network.state_dict()}, state)
+    export(find(tmp_path / "checkpoint"), tmp_path / "out", "timm", "raw")
+    with open(tmp_path / "out" / "classes.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == keys
+    assert [row["name"] for row in rows] == ["crane (n02012849)", "crane (n03126707)", *names[2:]]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["label_names"] == keys
+    assert len(config["label_descriptions"]) == 4
+    assert find(tmp_path / "out").classes == tuple(keys)
+
+
+def test_an_export_of_generated_images_says_so(
+    gaeanet: Run, experiment_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = experiment_file(data={"generated_per_class": 10}, epochs=1, global_batch_size=15)
+    assert gaeanet("train", config).code == 0
+    assert "trained on GENERATED IMAGES" in gaeanet("export", "runs/tiny", "out").out
+    assert "GENERATED IMAGES" in gaeanet("describe", "out").out
