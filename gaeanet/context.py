@@ -169,7 +169,8 @@ class LocalContext:
 
     def whereabouts(self) -> str:
         """Where all that the run leaves is to be found, in a sentence."""
-        return f"everything is in {self.run_dir}: {METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        files = f"{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        return f"everything is in {self.run_dir}: {files}"
 
     def _bring_log(self, path: Path) -> None:
         """Makes the log that came with a checkpoint the run's own: it reads as if the run had never moved."""
