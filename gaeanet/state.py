@@ -23,6 +23,7 @@ from gaeanet.evaluate import Meter
 from gaeanet.lineage import Lineage, lineage_of
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
+from gaeanet.run_directory import CHECKPOINTS
 
 
 def build_network(hp: Hyperparameters) -> CellNetwork:
@@ -237,7 +238,7 @@ class TrainingState:
         Raises:
             RequestError: It was made by other hyperparameters or from other classes.
         """
-        run = path.parent.parent
+        run = path.parent.parent if path.parent.name == CHECKPOINTS else path
         for key, value in portable_hyperparameters(self._hp).items():
             if key not in OPERATIONAL and (saved := state["hyperparameters"].get(key, value)) != value:
                 raise RequestError(

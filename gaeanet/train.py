@@ -15,15 +15,15 @@ from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
-from gaeanet.errors import RunError, Stopped, reason
+from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
 from gaeanet.finetune import read_start
+from gaeanet.limits import check_open_files, check_shared_memory
 from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
 from gaeanet.run_directory import CURVE, REPORT, read_log
-from gaeanet.shared_memory import check_shared_memory
 from gaeanet.sinks import Sinks
 from gaeanet.state import TrainingState
 
@@ -42,6 +42,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
     hp = experiment.hyperparameters
     steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
     marker = "[generated images]" if source.generated else ""
+    check_open_files(experiment)
     check_shared_memory(experiment)
     with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
         state = TrainingState(experiment, source, context.processes)
@@ -114,7 +115,7 @@ class _Run:
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp, self.display)
-            if self.context.processes.any(self.stop.received is not None):
+            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
                 self._stop()
         return True
 
@@ -221,11 +222,7 @@ class _Run:
         if self.state.validated_at != self.state.batches:
             _save(self.state, self.context, self.experiment.hyperparameters, self.display)
         self.context.finish()
-        name = self.stop.received or "a signal to another process"
-        raise Stopped(
-            f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
-            "run again with --resume"
-        )
+        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch, rate: float) -> bool:
         hp = self.experiment.hyperparameters

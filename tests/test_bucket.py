@@ -17,7 +17,7 @@ from conftest import Result, make_folder, read_log
 from hypothesis import given
 from hypothesis import strategies as st
 from services import QUICK, Proxy, always, flaky, upload
-from sessions import assert_nothing_left, members
+from sessions import assert_nothing_left, mark, members, shared_memory
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters, load_experiment
@@ -209,6 +209,22 @@ def test_an_index_is_looked_at_in_whole_classes_until_enough(counts: list[int], 
     assert sum(held) >= min(enough, sum(counts))
 
 
+def test_field_report_24_hidden_folders_and_other_objects_are_passed_over_with_a_note(
+    gcs: Proxy, t3: Path, tmp_path: Path
+) -> None:
+    (t3 / "train" / ".ipynb_checkpoints").mkdir()
+    (t3 / "train" / ".ipynb_checkpoints" / "x.jpg").write_text("x")
+    (t3 / "train" / "n00000001" / "notes.txt").write_text("x")
+    (t3 / "train" / "README.txt").write_text("x")
+    upload(t3, "gs://photos/strays")
+    for _ in range(2):  # listed, and from the index
+        source = bucket("gs://photos/strays", tmp_path)
+        assert source.catalog.fingerprint == FolderSource(str(t3)).catalog.fingerprint
+        assert source.notes == [
+            "gs://photos/strays/train: passed over 1 object that is no image by name (n00000001/notes.txt)"
+        ]
+
+
 def test_indexes_not_used_for_a_month_are_forgotten(tmp_path: Path) -> None:
     indexes = BucketIndexes("gs://a/b", tmp_path, "listing")
     others = BucketIndexes("gs://a/c", tmp_path, "listing")
@@ -370,15 +386,15 @@ def test_field_report_39_workers_of_a_killed_run_end_too(
     config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
     command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
     log = tmp_path / "run" / "metrics.jsonl"
-    shared_memory = len(list(Path("/dev/shm").iterdir()))
-    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    run = subprocess.Popen(command, start_new_session=True, **quiet)
+    segments, marked = shared_memory(), mark()
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1", **marked}}
+    run = subprocess.Popen(command, **quiet)
     end = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size):
         assert run.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert len(members(run)) > 2
+    assert len(members(marked)) > 2
     run.kill()
     run.wait()
-    assert_nothing_left(run, shared_memory)
+    assert_nothing_left(marked, segments)

@@ -32,6 +32,9 @@ TINY = [
     "hyperparameters.epochs=1",
 ]
 
+SPACES = {"learning_rate": 0.1, "drop_path_prob": 0.1, "weight_decay": 0.0001}
+"""What a cluster would choose for the search spaces of adaptive.yaml."""
+
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_path: Path) -> None:
@@ -39,7 +42,8 @@ def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_p
     assert text.startswith("#"), "says what it is for"
     if path.parent == ROOT:
         assert {"name", "entrypoint", "searcher", "resources"} <= set(yaml.safe_load(text))
-    overrides = [argument for value in TINY for argument in ("--set", value)]
+    chosen = [f"hyperparameters.{key}={value}" for key, value in SPACES.items()] if "adaptive" in path.name else []
+    overrides = [argument for value in [*TINY, *chosen] for argument in ("--set", value)]
     result = gaeanet("train", path, *overrides, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     assert "2 steps an epoch" in result.out
