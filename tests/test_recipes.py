@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Result
+from conftest import Result, TinyRun
 
 from gaeanet.config import load_experiment
 
@@ -80,7 +80,7 @@ def _readme_commands() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", _readme_commands())
 def test_a_command_of_readme_works(
-    command: str, tmp_path: Path, t3: Path, experiment_file: Callable[..., Path]
+    command: str, tmp_path: Path, t3: Path, tiny_run: TinyRun, experiment_file: Callable[..., Path]
 ) -> None:
     """Runs the command at tiny size, from the project's root; `make` targets are checked to exist."""
     words = shlex.split(command)
@@ -95,12 +95,15 @@ def test_a_command_of_readme_works(
         str(t3),
         *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v)),
     ]
-    if words[1] in ("plot", "evaluate", "predict", "export", "report"):
+    if words[1] in ("evaluate", "predict", "export", "report"):
+        words = [str(tiny_run.run) if re.match(r"runs/", word) else word for word in words]
+        words = [str(tmp_path / word) if word.endswith(".onnx") else word for word in words]
+        words = [str(t3 / "val") if word == "photographs/" else word for word in words]
+    elif words[1] == "plot":
         config = experiment_file(epochs=1)
         subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)
         words = [str(run) if re.match(r"runs/", word) else word for word in words]
-        words = [str(tmp_path / word) if word.endswith((".png", ".onnx", ".html")) else word for word in words]
-        words = [str(t3 / "val") if word == "photographs/" else word for word in words]
+        words = [str(tmp_path / word) if word.endswith(".png") else word for word in words]
     elif words[1] == "prepare":
         places = iter([str(t3), str(tmp_path / "out")])
         words = [next(places) if word.startswith("/path/to/") else word for word in words]

@@ -144,6 +144,13 @@ def test_other_images_of_the_same_classes(gaeanet: Run, tiny_run: TinyRun, tmp_p
     assert whole["loss"] == evaluated(gaeanet, tiny_run.run)["loss"]
 
 
+def test_law_4_shards_give_the_same_numbers(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    assert gaeanet("prepare", tiny_run.data, tmp_path / "shards", "--shards").code == 0
+    facts, expected = evaluated(gaeanet, tiny_run.run, "--data", tmp_path / "shards"), evaluated(gaeanet, tiny_run.run)
+    assert {key: facts[key] for key in LOGGED} == {key: expected[key] for key in LOGGED}
+    assert facts["data_fingerprint"] == expected["data_fingerprint"]
+
+
 def test_generated_images_are_made_again(gaeanet: Run, experiment_file: Callable[..., Path], tmp_path: Path) -> None:
     config = experiment_file(data={"generated_per_class": 20}, epochs=1, num_classes=5, seed=3, ema_decay=0.0)
     assert gaeanet("train", config).code == 0
