@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
     from gaeanet.data.sources import open_source
+    from gaeanet.finetune import read_start
     from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
+    from gaeanet.sinks import factory_of
 
     experiment = _experiment(arguments)
+    for name in experiment.hyperparameters.track:
+        factory_of(name)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
     start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
@@ -34,6 +39,8 @@ def train(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0" and not _is_trial():
         resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         check_run_dir(run_dir, resume)
+        if not resume:  # a run that goes on does not need it any more
+            read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
     from gaeanet.train import train as run
@@ -69,7 +76,9 @@ def _experiment(arguments: argparse.Namespace) -> Experiment:
     if not _is_trial():
         if arguments.config is None:
             raise RequestError("train: name the experiment file, for example gaeanet train const.yaml")
-        return load_experiment(arguments.config, arguments.set, arguments.data)
+        init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
+        track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
+        return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
     if arguments.config or arguments.set or arguments.data or arguments.resume or arguments.run_dir:
         raise RequestError(
             "on a cluster the submitted file says everything and trials resume by themselves: leave CONFIG, --data, "
@@ -191,6 +200,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHECKPOINT",
         type=Path,
         help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+    )
+    command.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
     )
     command.add_argument(
         "--set",

@@ -21,7 +21,7 @@ from gaeanet.config import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.mirror import Mirror
 from gaeanet.processes import Processes
-from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, METRICS, log_beside, read_log
+from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, METRICS, REPORT, log_beside, read_log
 
 Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
@@ -169,7 +169,8 @@ class LocalContext:
 
     def whereabouts(self) -> str:
         """Where all that the run leaves is to be found, in a sentence."""
-        return f"everything is in {self.run_dir}: {METRICS}, {CURVE}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        files = f"{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        return f"everything is in {self.run_dir}: {files}"
 
     def _bring_log(self, path: Path) -> None:
         """Makes the log that came with a checkpoint the run's own: it reads as if the run had never moved."""

@@ -12,6 +12,7 @@ from gaeanet.errors import RequestError, reason
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 CURVE = "curve.png"
+REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 MANIFEST = "manifest.json"

@@ -209,6 +209,22 @@ def test_an_index_is_looked_at_in_whole_classes_until_enough(counts: list[int], 
     assert sum(held) >= min(enough, sum(counts))
 
 
+def test_field_report_24_hidden_folders_and_other_objects_are_passed_over_with_a_note(
+    gcs: Proxy, t3: Path, tmp_path: Path
+) -> None:
+    (t3 / "train" / ".ipynb_checkpoints").mkdir()
+    (t3 / "train" / ".ipynb_checkpoints" / "x.jpg").write_text("x")
+    (t3 / "train" / "n00000001" / "notes.txt").write_text("x")
+    (t3 / "train" / "README.txt").write_text("x")
+    upload(t3, "gs://photos/strays")
+    for _ in range(2):  # listed, and from the index
+        source = bucket("gs://photos/strays", tmp_path)
+        assert source.catalog.fingerprint == FolderSource(str(t3)).catalog.fingerprint
+        assert source.notes == [
+            "gs://photos/strays/train: passed over 1 object that is no image by name (n00000001/notes.txt)"
+        ]
+
+
 def test_indexes_not_used_for_a_month_are_forgotten(tmp_path: Path) -> None:
     indexes = BucketIndexes("gs://a/b", tmp_path, "listing")
     others = BucketIndexes("gs://a/c", tmp_path, "listing")

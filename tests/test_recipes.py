@@ -95,11 +95,12 @@ def test_a_command_of_readme_works(
         str(t3),
         *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v)),
     ]
-    if words[1] == "plot":
+    if words[1] in ("plot", "evaluate", "predict", "export", "report"):
         config = experiment_file(epochs=1)
         subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)
         words = [str(run) if re.match(r"runs/", word) else word for word in words]
-        words = [str(tmp_path / word) if word.endswith(".png") else word for word in words]
+        words = [str(tmp_path / word) if word.endswith((".png", ".onnx", ".html")) else word for word in words]
+        words = [str(t3 / "val") if word == "photographs/" else word for word in words]
     elif words[1] == "prepare":
         places = iter([str(t3), str(tmp_path / "out")])
         words = [next(places) if word.startswith("/path/to/") else word for word in words]
