@@ -1,30 +1,45 @@
-"""What a command leaves behind: processes of its session, shared memory."""
+"""What a command leaves behind: processes, shared memory. Processes are known by a mark in their environment."""
 
 from __future__ import annotations
 
-import subprocess
+import os
 import time
+import uuid
 from pathlib import Path
-from typing import Any
+
+_MARK = "GAEANET_TEST_COMMAND"
 
 
-def members(process: subprocess.Popen[Any]) -> list[int]:
-    """Living processes of the session that a command was started in."""
+def mark() -> dict[str, str]:
+    """An environment variable that all processes which a command starts inherit, in whatever session they are."""
+    return {_MARK: uuid.uuid4().hex}
+
+
+def members(marked: dict[str, str], *others: str) -> list[int]:
+    """Living processes with the mark, and with each of the other `NAME=value` entries, in their environment."""
+    wanted = {f"{_MARK}={marked[_MARK]}", *others}
     found = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                environment = set((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
             except OSError:
                 continue
-            if int(fields[3]) == process.pid and fields[0] != "Z":
+            if state != "Z" and wanted <= environment:
                 found.append(int(entry.name))
-    return found
+    return sorted(found)
 
 
-def assert_nothing_left(process: subprocess.Popen[Any], shared_memory: int) -> None:
+def shared_memory() -> int:
+    """How many segments there are."""
+    return len(list(Path("/dev/shm").iterdir()))
+
+
+def assert_nothing_left(marked: dict[str, str], segments: int) -> None:
+    """Within ten seconds no process with the mark is left, and no more shared memory than there was."""
     end = time.monotonic() + 10
-    while members(process):
-        assert time.monotonic() < end, members(process)
+    while members(marked):
+        assert time.monotonic() < end, members(marked)
         time.sleep(0.1)
-    assert len(list(Path("/dev/shm").iterdir())) <= shared_memory
+    assert shared_memory() <= segments

@@ -1,10 +1,9 @@
-"""Run by torchrun in test_distributed.py: a step's gradients and a validation's counts for any number of processes."""
+"""What test_distributed.py runs in each of several processes: gradients of a step, counts of a validation."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -60,7 +59,3 @@ def main(config: str, data: str, out: str) -> None:
     if processes.is_first:
         torch.save(gradients, Path(out, f"{processes.world_size}.pt"))
     processes.leave()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -17,7 +17,7 @@ from conftest import Result, make_folder, read_log
 from hypothesis import given
 from hypothesis import strategies as st
 from services import QUICK, Proxy, always, flaky, upload
-from sessions import assert_nothing_left, members
+from sessions import assert_nothing_left, mark, members, shared_memory
 
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Data, Hyperparameters, load_experiment
@@ -387,15 +387,15 @@ def test_field_report_39_workers_of_a_killed_run_end_too(
     config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
     command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
     log = tmp_path / "run" / "metrics.jsonl"
-    shared_memory = len(list(Path("/dev/shm").iterdir()))
-    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
-    run = subprocess.Popen(command, start_new_session=True, **quiet)
+    segments, marked = shared_memory(), mark()
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1", **marked}}
+    run = subprocess.Popen(command, **quiet)
     end = time.monotonic() + 60
     while not (log.exists() and log.stat().st_size):
         assert run.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert len(members(run)) > 2
+    assert len(members(marked)) > 2
     run.kill()
     run.wait()
-    assert_nothing_left(run, shared_memory)
+    assert_nothing_left(marked, segments)

@@ -135,7 +135,7 @@ def _empty(*shape: int) -> Tensor:
 
 
 def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
-    """A gradient with the strides of its weight, as DistributedDataParallel wants it; the order in memory is the same."""
+    """A gradient with its weight's strides, as DistributedDataParallel wants it; the order in memory is the same."""
     return grad.as_strided(weight.shape, weight.stride())
 
 

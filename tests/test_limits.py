@@ -1,21 +1,22 @@
-"""Field report 47: what the workers' batches take of shared memory is worked out before it runs out."""
+"""Field report 47: what workers take of shared memory and open files is worked out before it runs out."""
 
 from __future__ import annotations
 
 import os
+import resource
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import NET, make_folder
 
-from gaeanet import shared_memory
+from gaeanet import limits
 from gaeanet.augment import TrainingTransform
 from gaeanet.config import Experiment, experiment_from
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.loader import PREFETCH, training_batches
 from gaeanet.errors import RequestError
-from gaeanet.shared_memory import check_shared_memory, needed_bytes
+from gaeanet.limits import check_open_files, check_shared_memory, needed_bytes, needed_files
 
 
 def experiment(workers: int, **hyperparameters: Any) -> Experiment:
@@ -25,7 +26,7 @@ def experiment(workers: int, **hyperparameters: Any) -> Experiment:
 
 @pytest.fixture(autouse=True)
 def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_memory, "usable_workers", lambda asked: asked)
+    monkeypatch.setattr(limits, "usable_workers", lambda asked: asked)
 
 
 def test_the_estimate_counts_whole_batches() -> None:
@@ -45,12 +46,23 @@ def test_the_estimate_is_what_a_batch_really_takes(tmp_path: Any) -> None:
     assert needed_bytes(exp, 1, 1) == PREFETCH * largest
 
 
-def test_too_little_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     room = SimpleNamespace(f_bavail=16384, f_frsize=4096)  # 64 MiB, as docker gives
     monkeypatch.setattr(os, "statvfs", lambda path: room)
-    monkeypatch.setattr(shared_memory, "SHM", shared_memory.SHM.parent)
+    monkeypatch.setattr(limits, "SHM", limits.SHM.parent)
     check_shared_memory(experiment(2))
     with pytest.raises(
         RequestError, match=r"has 67 MB free.*16 workers.*up to 1,233 MB.*--shm-size=2g.*num_workers_train"
     ):
         check_shared_memory(experiment(16, image_size=224, global_batch_size=128))
+
+
+def test_the_limit_on_open_files_is_raised_as_far_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"limits": (32, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda what: now["limits"])
+    monkeypatch.setattr(resource, "setrlimit", lambda what, limits: now.update(limits=limits))
+    check_open_files(experiment(4))
+    assert now["limits"] == (needed_files(experiment(4)), 4096)
+    now["limits"] = (32, 64)
+    with pytest.raises(RequestError, match=r"may open 64 files.*may need 128.*ulimit -n 4096.*num_workers_train"):
+        check_open_files(experiment(4))

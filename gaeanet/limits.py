@@ -1,8 +1,9 @@
-"""Whether the batches that workers hand over fit into shared memory, before hours of training find out."""
+"""Whether this machine has room for what the workers hand over, before hours of training find out."""
 
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 from gaeanet.config import Experiment
@@ -44,3 +45,26 @@ def check_shared_memory(experiment: Experiment) -> None:
             f"process{'es' * (local_world_size > 1)} take up to {needed / 1e6:,.0f} MB: enlarge it (docker: "
             f"--shm-size={-(-needed // 2**30)}g) or lower data.num_workers_train"
         )
+
+
+def needed_files(experiment: Experiment) -> int:
+    """Open files that a process may need: its own, its workers' pipes, and two a batch that waits to be taken."""
+    workers = usable_workers(experiment.data.num_workers_train) + usable_workers(experiment.data.num_workers_val)
+    return 64 + workers * (8 + 2 * PREFETCH)
+
+
+def check_open_files(experiment: Experiment) -> None:
+    """Raises this process's limit on open files as far as it may, and `RequestError` where that is too little.
+
+    A worker that runs out of them does not end: it never hands over its batch, and the run would wait for ever.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = needed_files(experiment)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        highest = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
+        if highest < needed:
+            raise RequestError(
+                f"this process may open {highest} files, and with its workers it may need {needed}: raise the limit "
+                "(ulimit -n 4096) or lower data.num_workers_train"
+            )
