@@ -32,3 +32,11 @@ def test_requests_in_flight(tmp_path: Path) -> None:
 def test_scale(kind: str, tmp_path: Path) -> None:
     out = run("scale.py", kind, "--train", 2000, "--val", 1000, "--small", 1000, "--workers", 1, "--dir", tmp_path)
     assert len(re.findall(rf"{kind} .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)) == 2
+
+
+@pytest.mark.slow
+def test_speed_beside_the_plain_way() -> None:
+    """The gate that both ways agree is passed, and every part prints its rows."""
+    tiny = ["--channels", 8, "--layers", 3, "--size", 32, "--batch", 4, "--rounds", 1, "--steps", 1]
+    rows = [line for line in run("speed.py", *tiny).splitlines() if "(" in line and line.startswith("| ")]
+    assert len(rows) == 8
