@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("kinds", nargs="*", help="of folder, shards, bucket (default: all)")
     parser.add_argument("--train", type=int, default=1_281_167)
     parser.add_argument("--val", type=int, default=50_000)
-    parser.add_argument("--small", type=int, default=READ, help="training images of the set to compare with")
+    parser.add_argument("--small", type=int, default=READ, help="training images of the set to compare with, or 0")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--dir", type=Path, help="where the files are made, for as long as it takes")
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "LOCATION", "DIR"), help=argparse.SUPPRESS)
@@ -168,8 +168,8 @@ def main() -> None:
         kind, location, root = arguments.measure
         measure(kind, location, Path(root), arguments.workers)
         return
-    small = arguments.small, CLASSES
-    for kind, size in itertools.product(arguments.kinds or KINDS, (small, (arguments.train, arguments.val))):
+    sizes = [(arguments.small, CLASSES)] * (arguments.small > 0) + [(arguments.train, arguments.val)]
+    for kind, size in itertools.product(arguments.kinds or KINDS, sizes):
         with (
             tempfile.TemporaryDirectory(dir=arguments.dir) as root,
             made(kind, Path(root), *size) as location,

@@ -120,6 +120,29 @@ def export(arguments: argparse.Namespace) -> None:
         print(sentence)
 
 
+def report(arguments: argparse.Namespace) -> None:
+    """Makes one self-contained page of a run, or of several to compare: curves, images, confusions, recipe, cells."""
+    from gaeanet.run_directory import REPORT, read_run
+
+    runs: list[Path] = arguments.runs
+    for run in runs:
+        read_run(run)
+    output = arguments.output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
+
+    from gaeanet.report_page import gather, write_page
+
+    with _joined() as processes:
+        if processes.world_size > 1:
+            raise RequestError("report: one process makes it; start it without torchrun")
+        names = [str(run) if len(runs) > 1 else run.resolve().name for run in runs]
+        evaluating = None if arguments.no_images else processes
+        facts = [
+            gather(run, name, images=not arguments.no_images, processes=evaluating) for run, name in zip(runs, names)
+        ]
+        write_page(facts, output)
+    print(f"wrote {output}")
+
+
 def add_commands(commands: Any) -> None:
     """Adds these commands to the command line's parser."""
 
@@ -145,6 +168,13 @@ def add_commands(commands: Any) -> None:
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
     )
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
+
+    command = add("report", report, "make a page of a run, or of several")
+    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the only run directory)"
+    )
+    command.add_argument("--no-images", action="store_true", help="from the logs alone, without looking at images")
 
     command = add("predict", predict, "name what is in images")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)

@@ -136,7 +136,8 @@ def load_group(file: Path, digest: str) -> dict[str, Tensor]:
 
     if not file.is_file() or digest_of(file) != digest:
         raise RequestError(f"{file}: {'missing' if not file.is_file() else 'damaged (wrong checksum)'}")
-    return load_file(file)
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
 
 
 def digest_of(path: Path) -> str:

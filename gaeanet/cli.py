@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -15,38 +16,77 @@ from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
 
 if TYPE_CHECKING:
+    from gaeanet.config import Experiment
+    from gaeanet.context import LocalContext
     from gaeanet.mirror import Mirror
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
-    from gaeanet.config import load_experiment
     from gaeanet.data.sources import open_source
-    from gaeanet.run_directory import check_run_dir
+    from gaeanet.finetune import read_start
+    from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
+    from gaeanet.sinks import factory_of
 
-    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    experiment = _experiment(arguments)
+    for name in experiment.hyperparameters.track:
+        factory_of(name)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
+    start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
-    # torchrun starts failed processes again with the same arguments: what they then find is their own run.
-    if os.environ.get("RANK", "0") == "0":
+    # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
+    mirror = None
+    if os.environ.get("RANK", "0") == "0" and not _is_trial():
         resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
         check_run_dir(run_dir, resume)
+        if not resume:  # a run that goes on does not need it any more
+            read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
-    else:
-        mirror = None
 
-    from gaeanet.context import LocalContext
     from gaeanet.train import train as run
 
-    context = LocalContext(run_dir, mirror)
-    try:
-        run(experiment, source, context)
-    except (RuntimeError, OSError) as error:
-        from gaeanet.failures import explained
+    with _context(run_dir, start, mirror) as context:
+        try:
+            run(experiment, source, context)
+        except (RuntimeError, OSError) as error:
+            from gaeanet.failures import explained
 
-        raise explained(error) or error from error
-    finally:
-        context.processes.leave()
+            raise explained(error) or error from error
+
+
+def _is_trial() -> bool:
+    """Whether a Determined cluster runs this process as part of a trial."""
+    return os.environ.get("DET_TASK_TYPE") == "TRIAL"
+
+
+def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalContext:
+    if _is_trial():
+        from gaeanet.determined_context import DeterminedContext
+
+        return DeterminedContext(run_dir, start)
+    from gaeanet.context import LocalContext
+
+    return LocalContext(run_dir, mirror, start)
+
+
+def _experiment(arguments: argparse.Namespace) -> Experiment:
+    """The experiment that the command line names, or the cluster has chosen."""
+    from gaeanet.config import load_experiment
+
+    if not _is_trial():
+        if arguments.config is None:
+            raise RequestError("train: name the experiment file, for example gaeanet train const.yaml")
+        init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
+        track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
+        return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
+    if arguments.config or arguments.set or arguments.data or arguments.resume or arguments.run_dir:
+        raise RequestError(
+            "on a cluster the submitted file says everything and trials resume by themselves: leave CONFIG, --data, "
+            "--set, --run-dir and --resume out of entrypoint (det experiment create --config KEY=VALUE sets values)"
+        )
+    from gaeanet.determined_context import read_experiment
+
+    return read_experiment()
 
 
 def _mirror(location: str | None, resume: bool) -> Mirror | None:
@@ -145,13 +185,27 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train a network", description=train.__doc__)
     command.set_defaults(run=train)
-    command.add_argument("config", metavar="CONFIG", type=Path, help="the experiment file")
+    command.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
+    )
     command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
     command.add_argument(
         "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
     )
     command.add_argument(
         "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--continue-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+    )
+    command.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
     )
     command.add_argument(
         "--set",
@@ -227,10 +281,13 @@ def _fail(error: GaeanetError) -> int:
     """Says what went wrong; of several processes that refuse or stop alike, the first on each machine speaks."""
     rank = os.environ.get("RANK")
     if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(3)  # the launcher ends all when one has ended: let the first one speak before
+        if error.exit_code:
+            time.sleep(3)  # the launcher ends all when one has failed: let the first one speak before
     else:
         speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
-        print(f"{speaker}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        # By this word a cluster's log_policies know what would fail again, however often it was started.
+        refused = "refused: " if isinstance(error, RequestError) and _is_trial() else ""
+        print(f"{speaker}: {refused}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
     return error.exit_code
 
 

@@ -102,7 +102,16 @@ class Data(_Block):
 
 
 OPERATIONAL = frozenset(
-    {"max_batch_per_slot", "checkpoint_every", "keep_latest", "keep_best", "on_divergence", "max_bad_steps", "compile"}
+    {"init_checkpoint", "init_weights", "new_head", "track"}
+    | {
+        "max_batch_per_slot",
+        "checkpoint_every",
+        "keep_latest",
+        "keep_best",
+        "on_divergence",
+        "max_bad_steps",
+        "compile",
+    }
     | {"checkpoint_bucket"}
 )
 """Hyperparameters that may change when a run is resumed: they are about the machine, not the recipe."""
@@ -182,6 +191,18 @@ class Hyperparameters(_Block):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
+    track: list[str] = []
+    """Trackers to tell beside the log: tensorboard, or module:callable (see gaeanet/sinks.py)."""
+    init_checkpoint: str | None = None
+    """A trained network to start from; with another number of classes its classifier and tower head start anew."""
+    init_weights: Literal["raw", "ema"] | None = None
+    """Which of its weights; null takes those that did better."""
+    new_head: bool = False
+    """Start classifier and tower head anew even for the same number of classes."""
+    freeze: Literal["nothing", "stem", "cells"] | Annotated[int, Field(ge=0)] = "nothing"
+    """What keeps its weights and batch-norm statistics: the stem, stem and all cells, or stem and the first n cells."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each group of layers learns at this times the rate of the group after it; the head at the whole rate."""
 
     @field_validator("genotype")
     @classmethod
@@ -405,6 +426,8 @@ def _expected(field: FieldInfo) -> str:
     ]
     if "list[int]" in rest or "List[int]" in rest:
         kinds.append("two whole numbers")
+    if "list[str]" in rest:
+        kinds = ["a list of names"]
     if "dict" in rest:
         kinds.append("a name, a file or four lists")
     if "None" in rest:

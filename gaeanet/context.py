@@ -1,21 +1,27 @@
-"""Where a run lives: its processes, and the directory that holds what it leaves behind."""
+"""Where a run lives: its processes, and the directory that holds what it leaves behind.
+
+`LocalContext` is all that the training loop knows of its surroundings; on a cluster, `DeterminedContext` (beside it, in
+`determined_context.py`) takes its place.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from gaeanet import checkpoint
 from gaeanet.config import Experiment
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.mirror import Mirror
 from gaeanet.processes import Processes
-from gaeanet.run_directory import CHECKPOINTS, CONFIG, METRICS, read_log
+from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, METRICS, REPORT, log_beside, read_log
 
 Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
@@ -29,12 +35,22 @@ class LocalContext:
 
     Args:
         mirror: Where the first process copies checkpoints and log to.
+        start: A checkpoint to continue from as long as the run has none of its own.
     """
 
-    def __init__(self, run_dir: Path, mirror: Mirror | None = None) -> None:
+    def __init__(self, run_dir: Path, mirror: Mirror | None = None, start: Path | None = None) -> None:
         self.run_dir = run_dir
         self._mirror = mirror
         self.processes = Processes()
+        self._start = start
+
+    def __enter__(self) -> LocalContext:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.processes.leave()
 
     @property
     def metrics_path(self) -> Path:
@@ -91,8 +107,9 @@ class LocalContext:
             try:
                 path = checkpoint.save(self.checkpoints, step, tensors, state)
                 checkpoint.point(self.checkpoints, "latest", path)
-                if best is not None:
-                    checkpoint.point(self.checkpoints, "best", path.with_name(checkpoint.name_of(best)))
+                # The best may have been of the run that this one goes on from.
+                if best is not None and (target := path.with_name(checkpoint.name_of(best))).exists():
+                    checkpoint.point(self.checkpoints, "best", target)
                 checkpoint.prune(self.checkpoints, keep_latest, keep)
                 if self._mirror:
                     left = [kept.name for kept in checkpoint.checkpoints(self.checkpoints)]
@@ -130,11 +147,34 @@ class LocalContext:
                     break
                 except RequestError as error:
                     note(f"passed over a damaged checkpoint: {error}")
-        path = self.processes.from_first(found[0] if found else None)
-        if path is not None and not self.processes.is_first:
+        path = self.processes.from_first(found[0] if found else self._start)
+        if path is not None and found is None:
             found = path, *checkpoint.load(path)
+        if path is not None and path == self._start:
+            self._bring_log(path)
+            note(f"goes on from {path}")
         return found
 
     def _fetch(self, note: Callable[[str], None]) -> None:
         if self._mirror and (names := self._mirror.fetch(self.run_dir)):
             note(f"brought {', '.join(names)} from {self._mirror.location}")
+
+    def asked_to_stop(self) -> bool:
+        """Whether this process knows, other than by a signal, that the run is to be stopped."""
+        return False
+
+    def stopped(self, step: int, signal: str) -> Stopped:
+        """What to end a stopped run with, once it is saved; `signal` names what stopped it."""
+        return Stopped(f"stopped by {signal} after step {step}, state saved in {self.run_dir}: run again with --resume")
+
+    def whereabouts(self) -> str:
+        """Where all that the run leaves is to be found, in a sentence."""
+        files = f"{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        return f"everything is in {self.run_dir}: {files}"
+
+    def _bring_log(self, path: Path) -> None:
+        """Makes the log that came with a checkpoint the run's own: it reads as if the run had never moved."""
+        log = log_beside(path)
+        if self.processes.is_first and log is not None:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(log, self.metrics_path)

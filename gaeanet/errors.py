@@ -4,6 +4,7 @@
     ├── RequestError    2   the request was wrong: nothing was started, nothing was changed
     ├── RunError        1   the run failed on the way
     └── Stopped        75   stopped on request, with the state saved: run again with --resume
+        └── Preempted   0   stopped by a cluster, which knows of the saved state and starts the run again from it
 
 Every message is one line that says what was wrong, where (key, path or object) and what to do. The command line
 prints it without a traceback; library users catch `GaeanetError`.
@@ -37,6 +38,12 @@ class Stopped(GaeanetError):
     """A run was stopped on request and its state is saved."""
 
     exit_code = 75
+
+
+class Preempted(Stopped):
+    """A cluster took the run's place back; to the cluster, a run that ends well is one that can go on."""
+
+    exit_code = 0
 
 
 def reason(error: BaseException) -> str:

@@ -61,7 +61,7 @@ def export(trained: Trained, destination: Path, form: str, kind: str, fold: bool
         RunError: The export does not give the network's outputs, or cannot be written; nothing is left behind.
     """
     network = trained.network(kind)
-    reference = trained.network(kind)
+    reference = trained.network(kind).to(memory_format=torch.contiguous_format)
     folded = fold_batch_norm(network) if fold else 0
     facts = _metadata(trained, form, kind, folded)
     draft = destination.with_name(f".{destination.name}.{os.getpid()}{destination.suffix}")

@@ -65,7 +65,7 @@ class Paired(NamedTuple):
 def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
     """McNemar's test (1947), exact, of two classifiers' right answers on the same images, bool (n,) each.
 
-    The interval is the paired one of Agresti & Min (2005): Wald's after adding half an image to each of the four counts.
+    The interval is the paired one of Agresti & Min (2005): Wald's with half an image more in each of the four counts.
     """
     n = len(first)
     both, neither = int((first & second).sum()), int((~first & ~second).sum())

@@ -11,7 +11,6 @@ from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, usable_workers
 from gaeanet.data.order import share
-from gaeanet.run_directory import CURVE
 from gaeanet.state import TrainingState
 
 
@@ -52,7 +51,7 @@ def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
 
 def closing_words(state: TrainingState, context: LocalContext) -> list[str]:
     """What came of it, and where it is."""
-    words = [f"everything is in {context.run_dir}: metrics.jsonl, {CURVE}, checkpoints/best and checkpoints/latest"]
+    words = [context.whereabouts()]
     if state.best:
         best = state.best[0]
         kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"

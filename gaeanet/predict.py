@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from gaeanet.augment import ValidationTransform, normalize
-from gaeanet.data.folder import IMAGE_SUFFIXES
 from gaeanet.data.images import ImageError, to_pixels
+from gaeanet.data.layout import IMAGE_SUFFIXES
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.processes import default_device
 from gaeanet.trained import Trained

@@ -37,12 +37,14 @@ class Predictions(NamedTuple):
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether the first guess is right, (n,)."""
-        return self.guesses[:, 0] == self.labels
+        right: NDArray[np.bool_] = self.guesses[:, 0] == self.labels
+        return right
 
     @property
     def correct5(self) -> NDArray[np.bool_]:
         """Whether one of the guesses is right, (n,)."""
-        return (self.guesses == self.labels[:, None]).any(1)
+        right: NDArray[np.bool_] = (self.guesses == self.labels[:, None]).any(1)
+        return right
 
     @property
     def loss(self) -> float:

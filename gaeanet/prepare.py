@@ -106,7 +106,7 @@ def open_material(location: str) -> Source:
     files = sorted(path.name for path in flat.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files or flat.name in classes:
         return FolderSource(location)
-    return FolderSource(location, validation_classes(images if images != root else root, files, classes))
+    return FolderSource(location, validation_classes(images, files, classes))
 
 
 def _sizes(source: Source) -> Sizes:
@@ -166,7 +166,7 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
             for index in range(start, min(start + _CHUNK, count)):
                 path = destination / split / names.name(index)
                 if path.exists() and path.stat().st_size == sizes[split][index]:
-                    progress.add(int(sizes[split][index]))  # renamed into place, hence whole
+                    progress.add(int(sizes[split][index]), found=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):

@@ -12,7 +12,9 @@ from gaeanet.errors import RequestError, reason
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 CURVE = "curve.png"
+REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 MANIFEST = "manifest.json"
 """Of each checkpoint."""
 
@@ -35,6 +37,22 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
         raise RequestError(
             f"{run_dir}: cannot write the run there: {reason(error)}; name another with --run-dir"
         ) from None
+
+
+def checkpoint_to_continue(path: Path) -> Path:
+    """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
+    for place in (path, path / CHECKPOINTS / "latest"):
+        if (place / MANIFEST).is_file():
+            return place.resolve()
+    raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")
+
+
+def log_beside(checkpoint: Path) -> Path | None:
+    """The log of a checkpoint's run, where it is known: in it (it comes from a cluster), or in its run directory."""
+    places = [checkpoint / METRICS]
+    if checkpoint.parent.name == CHECKPOINTS:
+        places.append(checkpoint.parent.parent / METRICS)
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

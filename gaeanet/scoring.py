@@ -266,6 +266,6 @@ def _comparison(pair: dict[str, Any], path: str) -> Iterator[str]:
     low, high = pair["interval"]
     verdict = "differ" if pair["p_value"] < 0.05 else "may be equally good"
     yield (
-        f"B - A: {pair['difference']:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), McNemar p = {pair['p_value']:.3g}: "
-        f"the two {verdict}"
+        f"B - A: {pair['difference']:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), "
+        f"McNemar p = {pair['p_value']:.3g}: the two {verdict}"
     )

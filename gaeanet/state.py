@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet import __version__, checkpoint, devices, kernels
+from gaeanet import __version__, checkpoint, devices, finetune, kernels
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Data, Experiment, Hyperparameters
 from gaeanet.data.catalog import check_table
@@ -23,6 +23,7 @@ from gaeanet.evaluate import Meter
 from gaeanet.lineage import Lineage, lineage_of
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
+from gaeanet.run_directory import CHECKPOINTS
 
 
 def build_network(hp: Hyperparameters) -> CellNetwork:
@@ -71,6 +72,7 @@ class TrainingState:
         if hp.sync_batch_norm and processes.world_size > 1:
             devices.check_sync_batch_norm(device)
             self.network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.network)
+        self._frozen = finetune.freeze(self.network, hp.freeze)
         self.average = WeightAverage(self.network, hp.ema_decay) if hp.ema_decay > 0 else None
         self.compilation = devices.compile_for(hp.compile, self.network, device)
         if device.type == "cpu" and self.precision == "fp32" and self.compilation == "not compiled":
@@ -80,8 +82,13 @@ class TrainingState:
             # Before each forward the first process's batch-norm statistics replace the others'.
             ids = [device] if device.type == "cuda" else None
             self._shared = DistributedDataParallel(self.network, device_ids=ids, gradient_as_bucket_view=True)
+        groups = finetune.learning_groups(self.network, hp.layer_decay)
+        self._learning = [name for _, entries in groups for name, _ in entries]
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=hp.learning_rate, momentum=hp.momentum, weight_decay=hp.weight_decay
+            [{"params": [value for _, value in entries], "factor": factor} for factor, entries in groups],
+            lr=hp.learning_rate,
+            momentum=hp.momentum,
+            weight_decay=hp.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self._statistics = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
@@ -103,9 +110,10 @@ class TrainingState:
         """
         hp, network = self._hp, self.network
         network.train()
+        finetune.evaluation_mode(self._frozen)
         network.set_drop_path_rate(drop_path_rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["factor"]
         torch._foreach_copy_(self._kept_statistics, self._statistics)
         sums = torch.zeros_like(self.meter.sums)
 
@@ -179,7 +187,7 @@ class TrainingState:
 
     def saved(self) -> tuple[dict[str, dict[str, Tensor]], checkpoint.State]:
         """What a checkpoint holds: groups of tensors, and plain values that say all about them."""
-        names = [name for name, _ in self.network.named_parameters()]
+        names = self._learning
         momenta = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.network.state_dict(),
@@ -211,13 +219,26 @@ class TrainingState:
         }
         return tensors, {**state, "lineage": lineage_of(state, self._hp.seed, self.parent)}
 
+    def start_from(self, start: finetune.Start) -> list[str]:
+        """Takes over a trained network's weights before the first step; returns sentences on what was taken over.
+
+        Raises:
+            RequestError: It is of another network, or damaged.
+        """
+        weights, words = start.weights_for(self.network)
+        self.network.load_state_dict(weights)
+        if self.average:
+            self.average.network.load_state_dict(weights)
+        self.parent = start.parent
+        return words
+
     def load(self, path: Path, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> list[str]:
         """Takes over a checkpoint as `checkpoint.load` reads it; returns sentences on what is not as it was.
 
         Raises:
             RequestError: It was made by other hyperparameters or from other classes.
         """
-        run = path.parent.parent
+        run = path.parent.parent if path.parent.name == CHECKPOINTS else path
         for key, value in portable_hyperparameters(self._hp).items():
             if key not in OPERATIONAL and (saved := state["hyperparameters"].get(key, value)) != value:
                 raise RequestError(
@@ -231,7 +252,7 @@ class TrainingState:
             self.network.load_state_dict(tensors["model"])
             if self.average:
                 self.average.network.load_state_dict(tensors["ema"])
-            names = [name for name, _ in self.network.named_parameters()]
+            names = self._learning
             saved_momenta = tensors["optimizer"]
             momenta = {i: {"momentum_buffer": saved_momenta[n]} for i, n in enumerate(names) if n in saved_momenta}
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momenta})

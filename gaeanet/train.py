@@ -15,14 +15,16 @@ from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
-from gaeanet.errors import RunError, Stopped, reason
+from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
+from gaeanet.finetune import read_start
 from gaeanet.limits import check_open_files, check_shared_memory
 from gaeanet.plan import closing_words, plan
 from gaeanet.processes import StopRequest
 from gaeanet.progress import Display
 from gaeanet.report import draw_curves
-from gaeanet.run_directory import CURVE, read_log
+from gaeanet.run_directory import CURVE, REPORT, read_log
+from gaeanet.sinks import Sinks
 from gaeanet.state import TrainingState
 
 REPORTS_PER_EPOCH = 10
@@ -48,7 +50,10 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
         found = context.latest(notes.append)
         if found:
             notes += state.load(*found)
+        elif start := read_start(hp, source.catalog.classes):
+            notes += state.start_from(start)
         context.begin(experiment, state.batches)
+        sinks = Sinks(hp.track if context.processes.is_first else [], display.say)
         if state.batches >= hp.epochs * steps and state.validated_at == state.batches:
             display.say(f"{context.run_dir}: finished after {hp.epochs} epochs, nothing to do")
             return
@@ -58,9 +63,13 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
             _save(state, context, hp, display)  # shows at once whether there is room
             context.finish()
         display.begin(hp.epochs, steps, _validations_left(state, steps, hp))
-        run = _Run(experiment, source, context, state, display, stop, steps)
-        while not run.to_the_end():
-            display.say(run.rewind())
+        sinks.begin(context.run_dir, state.batches)
+        run = _Run(experiment, source, context, state, display, stop, steps, sinks)
+        try:
+            while not run.to_the_end():
+                display.say(run.rewind())
+        finally:
+            sinks.close()
         context.finish()
         for sentence in closing_words(state, context):
             display.say(sentence)
@@ -78,9 +87,10 @@ class _Run:
         display: Display,
         stop: StopRequest,
         steps: int,
+        sinks: Sinks,
     ) -> None:
         self.experiment, self.source, self.context = experiment, source, context
-        self.state, self.display, self.stop, self.steps = state, display, stop, steps
+        self.state, self.display, self.stop, self.steps, self.sinks = state, display, stop, steps, sinks
         self.report_every = max(1, steps // REPORTS_PER_EPOCH)
         self.trouble = Trouble(experiment.data.max_bad, display.say)
         self.line: dict[str, Any] | None = None
@@ -105,7 +115,7 @@ class _Run:
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp, self.display)
-            if self.context.processes.any(self.stop.received is not None):
+            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
                 self._stop()
         return True
 
@@ -145,6 +155,7 @@ class _Run:
             **self._troubles(),
         }
         self.context.report(self.line)
+        self.sinks.line(self.line)
         self.display.report(self.line)
 
     def _validate_if_due(self) -> bool:
@@ -156,6 +167,7 @@ class _Run:
         state.agree_on_statistics()
         line = self._validation()
         self.context.report(line)
+        self.sinks.line(line)
         self.display.report(line)
         state.note_validation(line)
         _save(state, self.context, hp, self.display)
@@ -170,6 +182,8 @@ class _Run:
         if last or began >= self.next_drawing:
             _draw(self.context, self.display)
             self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
+        if last:
+            _write_report(self.context, self.source, self.display)
 
     def _validation(self) -> dict[str, Any]:
         """A validation line: the whole split, counted with the raw and the averaged weights."""
@@ -208,11 +222,7 @@ class _Run:
         if self.state.validated_at != self.state.batches:
             _save(self.state, self.context, self.experiment.hyperparameters, self.display)
         self.context.finish()
-        name = self.stop.received or "a signal to another process"
-        raise Stopped(
-            f"stopped by {name} after step {self.state.batches}, state saved in {self.context.run_dir}: "
-            "run again with --resume"
-        )
+        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch, rate: float) -> bool:
         hp = self.experiment.hyperparameters
@@ -236,6 +246,7 @@ class _Run:
         state.load(*found)
         state.rate_scale = scale
         self.context.begin(self.experiment, state.batches)
+        self.sinks.begin(self.context.run_dir, state.batches)
         self.clock = time.monotonic()
         return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
 
@@ -260,6 +271,16 @@ def _draw(context: LocalContext, display: Display) -> None:
         draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
     except Exception as error:
         display.say(f"{CURVE} is not drawn: {reason(error)}")
+
+
+def _write_report(context: LocalContext, source: Source, display: Display) -> None:
+    """Writes the run's page; one that fails must never end a run."""
+    try:
+        from gaeanet.report_page import gather, write_page
+
+        write_page([gather(context.run_dir, context.run_dir.name, source=source)], context.run_dir / REPORT)
+    except Exception as error:
+        display.say(f"{REPORT} is not written: {reason(error)}")
 
 
 def _validates(epochs_done: int, hp: Hyperparameters) -> bool:

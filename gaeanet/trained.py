@@ -115,7 +115,7 @@ class Trained:
                 f"{self.path}: its {kind} weights are not those of the network that it describes: {first}"
             ) from None
         network = network.to(device or torch.device("cpu"))
-        return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+        return network.to(memory_format=torch.channels_last).eval()
 
 
 def without_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -102,10 +102,10 @@ class TinyRun(NamedTuple):
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run of three classes and two epochs with EMA, an auxiliary tower and squeeze-excite: to read, not to change."""
+    """A run of three classes and eight epochs with EMA, a tower and squeeze-excite: to read, not to change."""
     root = tmp_path_factory.mktemp("tiny")
     data = make_folder(root / "data", train=8, val=7)
-    values = {**NET, "auxiliary": True, "ema_decay": 0.9, "global_batch_size": 5}
+    values = {**NET, "auxiliary": True, "global_batch_size": 8, "epochs": 8, "learning_rate": 0.02}
     block = {"num_workers_train": 0, "num_workers_val": 0}
     config = root / "tiny.yaml"
     config.write_text(yaml.safe_dump({"name": "tiny", "data": block, "hyperparameters": values}))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import hashlib
 import http.client
 import json
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -193,9 +195,16 @@ def always(fault: str, part: str) -> Faults:
     return lambda method, path: fault if part in path and "list-type" not in path else None
 
 
+def _end_with_the_tests() -> None:
+    """Has the kernel end this process when the one that runs the tests is gone, however it went."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 @contextlib.contextmanager
 def _service(command: list[str], port: int) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, preexec_fn=_end_with_the_tests, **silent)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

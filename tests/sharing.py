@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in each of several processes: a step's gradients and a validation's counts for any number of processes."""
+"""What test_distributed.py runs in each of several processes: gradients of a step, counts of a validation."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ def test_training_from_a_bucket_equals_training_from_a_folder(
     request.getfixturevalue("gcs" if scheme == "gs" else "s3")
     location = f"{scheme}://photos/{tmp_path.name}"
     upload(t3, location, lambda name: name.replace("val/", "validation/", 1))
-    config = experiment_file(data={"num_workers_train": 2, "num_workers_val": 2})
+    epochs = 2 if scheme == "gs" else 1
+    config = experiment_file(data={"num_workers_train": 2, "num_workers_val": 2}, epochs=epochs)
     for name, data in (("folder", str(t3)), ("bucket", location)):
         result = gaeanet("train", config, "--data", data, "--run-dir", name)
         assert result.code == 0, result.err
@@ -207,6 +208,22 @@ def test_an_index_is_looked_at_in_whole_classes_until_enough(counts: list[int], 
     assert len(set(labels)) == len(labels)
     assert sum(held[:-1]) < enough
     assert sum(held) >= min(enough, sum(counts))
+
+
+def test_field_report_24_hidden_folders_and_other_objects_are_passed_over_with_a_note(
+    gcs: Proxy, t3: Path, tmp_path: Path
+) -> None:
+    (t3 / "train" / ".ipynb_checkpoints").mkdir()
+    (t3 / "train" / ".ipynb_checkpoints" / "x.jpg").write_text("x")
+    (t3 / "train" / "n00000001" / "notes.txt").write_text("x")
+    (t3 / "train" / "README.txt").write_text("x")
+    upload(t3, "gs://photos/strays")
+    for _ in range(2):  # listed, and from the index
+        source = bucket("gs://photos/strays", tmp_path)
+        assert source.catalog.fingerprint == FolderSource(str(t3)).catalog.fingerprint
+        assert source.notes == [
+            "gs://photos/strays/train: passed over 1 object that is no image by name (n00000001/notes.txt)"
+        ]
 
 
 def test_indexes_not_used_for_a_month_are_forgotten(tmp_path: Path) -> None:

@@ -15,36 +15,49 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import NET, Result, TinyRun, make_folder
+from conftest import NET, Result, TinyRun, make_folder, read_log
 from timm.data import create_dataset, create_loader, resolve_data_config
 
 import gaeanet.model
 from gaeanet import checkpoint
 from gaeanet.config import Hyperparameters
+from gaeanet.data.evaluation import open_evaluation_data
 from gaeanet.export import export, timm_crop_share
 from gaeanet.folding import fold_batch_norm
 from gaeanet.genotypes import ZOO
 from gaeanet.network import CellNetwork
+from gaeanet.processes import Processes
+from gaeanet.scoring import Options, predictions_of
 from gaeanet.trained import find, unique_names
 
 Run = Callable[..., Result]
 assert gaeanet.model  # registers the networks with timm
 
 
-@pytest.fixture(scope="session")
-def torchrun_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """A run that two processes trained with torchrun."""
+@pytest.fixture(scope="module")
+def torchrun_run(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) -> TinyRun:
+    """A run that two processes trained with torchrun, from another run's weights with its first cell frozen."""
     root = tmp_path_factory.mktemp("torchrun")
-    data = make_folder(root / "data")
+    data = make_folder(root / "data", classes=4)
     config = root / "tiny.yaml"
-    values = {**NET, "epochs": 1, "auxiliary": True, "drop_path_prob": 0.2, "activation": "hswish"}
+    values = {**NET, "num_classes": 4, "epochs": 1, "auxiliary": True, "drop_path_prob": 0.2, "freeze": 1}
     block = {"num_workers_train": 0, "num_workers_val": 0}
     config.write_text(json.dumps({"name": "tiny", "data": block, "hyperparameters": values}))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(Path(__file__).parent.parent / "model_def.py"), str(config), "--data", str(data)]
+    command += ["--init", str(tiny_run.run)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--run-dir", str(root / "run")], check=True, capture_output=True, env=environment)
     return TinyRun(root / "run", data)
+
+
+@pytest.mark.slow
+def test_field_report_46_frozen_cells_train_with_several_processes(torchrun_run: TinyRun, tiny_run: TinyRun) -> None:
+    assert len(read_log(torchrun_run.run, "validation")) == 1
+    before, after = find(tiny_run.run), find(torchrun_run.run)
+    weights, given = after.tensors("raw"), before.tensors(before.preferred)
+    assert torch.equal(weights["cells.0.preprocess1.op.1.weight"], given["cells.0.preprocess1.op.1.weight"])
+    assert not torch.equal(weights["cells.1.preprocess1.op.1.weight"], given["cells.1.preprocess1.op.1.weight"])
 
 
 @pytest.mark.slow
@@ -66,7 +79,7 @@ def test_field_report_56_onnx_of_a_torchrun_run_at_batch_1_and_3(
         with torch.inference_mode():
             assert (torch.from_numpy(logits) - network(images)).abs().max() < 1e-4
     about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["classes"]) == ["n00000000", "n00000001", "n00000002"]
+    assert json.loads(about["classes"]) == [f"n{k:08d}" for k in range(4)]
     assert json.loads(about["preprocessing"])["center_crop"] == 32
     described = gaeanet("describe", "net.onnx")
     assert f"export: onnx, {kind} weights" in described.out
@@ -74,19 +87,17 @@ def test_field_report_56_onnx_of_a_torchrun_run_at_batch_1_and_3(
 
 
 @pytest.mark.slow
-def test_torch_export_and_folded_onnx_have_a_dynamic_batch(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    assert gaeanet("export", tiny_run.run, "net.pt2", "--format", "torch-export", "--fold-batchnorm").code == 0
-    program = torch.export.load(tmp_path / "net.pt2").module()
+def test_torch_export_has_a_dynamic_batch_and_folded_norms(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    result = gaeanet("export", tiny_run.run, "net", "--format", "torch-export", "--fold-batchnorm")
+    assert result.code == 0, result.err
+    assert "batch norms folded" in result.out
+    program = torch.export.load(tmp_path / "net" / "model.pt2").module()
     trained = find(tiny_run.run)
     images = torch.randn(7, 3, 32, 32)
-    with torch.inference_mode():
+    with torch.no_grad():
         assert (program(images) - trained.network(trained.preferred)(images)).abs().max() < 1e-4
-    assert "batch norm folded" in gaeanet("describe", "net.pt2").out
-    folded = gaeanet("export", tiny_run.run, "folded", "--format", "onnx", "--fold-batchnorm")
-    assert folded.code == 0, folded.err
-    assert "batch norms folded" in folded.out
-    assert sorted(path.name for path in (tmp_path / "folded").iterdir()) == ["classes.csv", "model.onnx"]
+    assert "batch norm folded" in gaeanet("describe", "net").out
+    assert sorted(path.name for path in (tmp_path / "net").iterdir()) == ["classes.csv", "model.pt2"]
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -112,7 +123,8 @@ def test_timm_builds_the_exported_network_with_equal_outputs(
     network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(network(images), find(tiny_run.run).network(kind)(images))
+        ours = find(tiny_run.run).network(kind).to(memory_format=torch.contiguous_format)
+        assert torch.equal(network(images), ours(images))
     assert network.pretrained_cfg["label_names"] == ["n00000000", "n00000001", "n00000002"]
     assert timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=7).num_classes == 7
     evaluated = [json.loads(gaeanet("evaluate", place, "--json").out) for place in ("out", tiny_run.run)]
@@ -158,6 +170,11 @@ def test_timms_validation_agrees_to_the_image(gaeanet: Run, tiny_run: TinyRun, t
         ours["ema_top5_correct"],
         ours["count"],
     )
+    trained = find(tiny_run.run)
+    source, _ = open_evaluation_data(trained.state, trained.hyperparameters, None)
+    guesses = predictions_of(trained, source, Options(["ema"], workers=0), Processes())["ema"].guesses[:, 0].tolist()
+    assert theirs["guesses"] == guesses
+    assert len(set(guesses)) > 1, "a network that always says the same would prove nothing"
 
 
 def test_timm_resizes_to_the_same_pixel() -> None:

@@ -32,6 +32,9 @@ TINY = [
     "hyperparameters.epochs=1",
 ]
 
+SPACES = {"learning_rate": 0.1, "drop_path_prob": 0.1, "weight_decay": 0.0001}
+"""What a cluster would choose for the search spaces of adaptive.yaml."""
+
 
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_path: Path) -> None:
@@ -39,7 +42,8 @@ def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_p
     assert text.startswith("#"), "says what it is for"
     if path.parent == ROOT:
         assert {"name", "entrypoint", "searcher", "resources"} <= set(yaml.safe_load(text))
-    overrides = [argument for value in TINY for argument in ("--set", value)]
+    chosen = [f"hyperparameters.{key}={value}" for key, value in SPACES.items()] if "adaptive" in path.name else []
+    overrides = [argument for value in [*TINY, *chosen] for argument in ("--set", value)]
     result = gaeanet("train", path, *overrides, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     assert "2 steps an epoch" in result.out
@@ -91,11 +95,12 @@ def test_a_command_of_readme_works(
         str(t3),
         *(f for v in ("data.num_workers_train=0", "data.num_workers_val=0") for f in ("--set", v)),
     ]
-    if words[1] == "plot":
+    if words[1] in ("plot", "evaluate", "predict", "export", "report"):
         config = experiment_file(epochs=1)
         subprocess.run([sys.executable, "-m", "gaeanet.cli", "train", config, *data, "--run-dir", run], check=True)
         words = [str(run) if re.match(r"runs/", word) else word for word in words]
-        words = [str(tmp_path / word) if word.endswith(".png") else word for word in words]
+        words = [str(tmp_path / word) if word.endswith((".png", ".onnx", ".html")) else word for word in words]
+        words = [str(t3 / "val") if word == "photographs/" else word for word in words]
     elif words[1] == "prepare":
         places = iter([str(t3), str(tmp_path / "out")])
         words = [next(places) if word.startswith("/path/to/") else word for word in words]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from conftest import NET, Result, TinyRun, jpeg, make_folder, read_log
 from safetensors.torch import load_file, save_file
 
 from gaeanet import checkpoint
+from gaeanet.cli import main
 from gaeanet.data.catalog import imagenet_wnids
 from gaeanet.data.evaluation import real_labels
 from gaeanet.measures import wilson
@@ -66,15 +69,31 @@ def test_law_3_counts_and_losses_are_equal_for_any_batch_size(gaeanet: Run, tiny
             assert facts[key] == pytest.approx(expected[key], abs=1e-6), (size, key)
 
 
-@pytest.mark.slow
+def _as_rank(rank: int, port: int, arguments: list[str], output: str) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ["MASTER_PORT"] = str(port)
+    sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115 (the process ends with it)
+    sys.exit(main(arguments))
+
+
 def test_law_3_several_processes_count_exactly(tiny_run: TinyRun, gaeanet: Run, tmp_path: Path) -> None:
+    """Two processes as torchrun starts them, forked so that they need not import torch again."""
     expected = evaluated(gaeanet, tiny_run.run)
-    (tmp_path / "evaluate.py").write_text("import sys\nfrom gaeanet.cli import main\nsys.exit(main())\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["evaluate.py", "evaluate", str(tiny_run.run), "--json"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=environment)
-    assert json.loads(found.stdout) == expected
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    outputs = [str(tmp_path / f"{rank}.txt") for rank in range(2)]
+    arguments = ["evaluate", str(tiny_run.run), "--json"]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_as_rank, args=(k, port, arguments, outputs[k])) for k in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0, Path(outputs[0]).read_text()
+    text = Path(outputs[0]).read_text()
+    assert json.loads(text[text.index("{") :]) == expected
+    assert "{" not in Path(outputs[1]).read_text()
 
 
 def test_batches_are_cut_as_in_the_run() -> None:
@@ -106,7 +125,7 @@ def test_text_intervals_sizes_and_crops(gaeanet: Run, tiny_run: TinyRun) -> None
 def test_compare_pairs_the_same_images(gaeanet: Run, tiny_run: TinyRun) -> None:
     same = evaluated(gaeanet, tiny_run.run, "--compare", tiny_run.run)["compare"]
     assert (same["only_first"], same["only_second"], same["p_value"]) == (0, 0, 1.0)
-    first = tiny_run.run / "checkpoints" / "step-000000004"
+    first = checkpoint.checkpoints(tiny_run.run / "checkpoints")[0]
     pair = evaluated(gaeanet, tiny_run.run, "--compare", first)["compare"]
     assert pair["both"] + pair["only_first"] + pair["only_second"] + pair["neither"] == 21
     assert pair["difference"] == pytest.approx(pair["top1_accuracy"][1] - pair["top1_accuracy"][0])

@@ -186,7 +186,7 @@ def test_field_report_31_torchrun_ends_whatever_the_shards_hold(
 ) -> None:
     root = make_folder(tmp_path / "photos", classes=3, train=3, val=1)
     shards = tmp_path / "shards"
-    prepare(str(root), shards, shards=True, shard_bytes=4_200)
+    prepare(str(root), shards, shards=True, shard_bytes=2_500)
     counts = np.bincount(ShardSource(str(shards))._where["train"][0])
     assert len(set(counts)) > 1
     config = experiment_file(epochs=1, data={"num_workers_train": 2})

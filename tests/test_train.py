@@ -29,7 +29,13 @@ def test_a_run_directory_holds_what_it_should(gaeanet: Run, experiment_file: Wri
     result = gaeanet("train", experiment_file(), "--data", t3)
     assert result.code == 0, result.err
     run = tmp_path / "runs" / "tiny"
-    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.jsonl", "checkpoints", "curve.png"}
+    assert {p.name for p in run.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "curve.png",
+        "report.html",
+    }
     assert load_experiment(run / "config.yaml").data.location == str(t3)
     training, validation = read_log(run, "train"), read_log(run, "validation")
     assert [line["batches"] for line in training] == list(range(1, 9))

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from gaeanet.data.bucket import BucketClient, Entry
 from gaeanet.data.bucket_index import BucketIndexes
 from gaeanet.data.catalog import Catalog, Split, check_classes
+from gaeanet.data.folder import passed_over
 from gaeanet.data.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
 from gaeanet.data.layout import IMAGE_SUFFIXES, holds_images, split_folder
 from gaeanet.data.local_copy import Check, LocalCopy, place_of
@@ -67,6 +68,7 @@ class BucketFolderSource(Source):
             self._index = newest if newest and self._holds(newest) else self._write_index(indexes)
             indexes.use(self._index)
         self._load()
+        self.notes += self._passed_over
         if client.retries:
             self.notes.append(f"{client.retries} requests had to be repeated while the bucket was listed")
         self._copy: LocalCopy | None = None
@@ -81,12 +83,13 @@ class BucketFolderSource(Source):
         self.catalog = catalog_from(arrays, facts["classes"])
         self._folders: dict[str, str] = facts["folders"]
         self._etags_are_md5: bool = facts["etags_are_md5"]
+        self._passed_over: list[str] = facts["passed_over"]
         self._sizes = {split: arrays[f"{split}.sizes"] for split in _SPLITS}
         self._digests = {split: arrays[f"{split}.digests"] for split in _SPLITS}
 
     def __getstate__(self) -> dict[str, object]:
         # A worker maps the index itself instead of getting a copy of a million entries.
-        mapped = ("catalog", "_folders", "_etags_are_md5", "_sizes", "_digests")
+        mapped = ("catalog", "_folders", "_etags_are_md5", "_passed_over", "_sizes", "_digests")
         return {key: value for key, value in self.__dict__.items() if key not in mapped}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -143,7 +146,7 @@ class BucketFolderSource(Source):
             return False
         for split, folder in self._folders.items():
             samples, classes = self.catalog.split(split), self.catalog.classes
-            if tuple(self._client.folders(folder)) != classes:
+            if tuple(self._class_folders(folder)) != classes:
                 return False
             labels = _some_labels(samples.counts(len(classes)))
             listings = self._client.map(self._client.list, [f"{folder}/{classes[label]}" for label in labels])
@@ -160,16 +163,17 @@ class BucketFolderSource(Source):
 
     def _write_index(self, indexes: BucketIndexes) -> Path:
         folders = self._split_folders()
-        table, val = (self._client.folders(folders[split]) for split in ("train", "val"))
+        table, val = (self._class_folders(folders[split]) for split in _SPLITS)
         if not table:
             raise RequestError(f"{self._client.url(folders['train'])}: no class folders in it")
         check_classes(table, val, self._client.url(folders["val"]))
         arrays: Arrays = {}
-        splits = {}
+        splits, notes = {}, list[str]()
         for split, folder in folders.items():
-            splits[split], arrays[f"{split}.sizes"], arrays[f"{split}.digests"] = self._list_split(folder, table)
+            listed = self._list_split(folder, table, notes)
+            splits[split], arrays[f"{split}.sizes"], arrays[f"{split}.digests"] = listed
         catalog = Catalog(tuple(table), splits["train"], splits["val"])
-        facts = {"classes": table, "folders": folders, "etags_are_md5": False}
+        facts = {"classes": table, "folders": folders, "etags_are_md5": False, "passed_over": notes}
         if (first := arrays["train.digests"][0]).any():
             # Encryption with one's own keys makes tags that look like a digest and are none: one object tells.
             data = self._client.get(f"{folders['train']}/{catalog.train.name(0)}", lambda _: None)
@@ -185,13 +189,23 @@ class BucketFolderSource(Source):
             raise RequestError(f"{path}: cannot write the bucket's index: {reason(error)}") from None
         return path
 
-    def _list_split(self, folder: str, table: list[str]) -> tuple[Split, NDArray[np.int64], NDArray[np.uint8]]:
+    def _class_folders(self, folder: str) -> list[str]:
+        return [name for name in self._client.folders(folder) if not name.startswith(".")]
+
+    def _list_split(
+        self, folder: str, table: list[str], notes: list[str]
+    ) -> tuple[Split, NDArray[np.int64], NDArray[np.uint8]]:
         """Samples, sizes (n,) and digests (n, 16) of all class folders, which are listed side by side."""
         sizes: list[NDArray[np.int64]] = []
         digests: list[NDArray[np.uint8]] = []
+        others: list[str] = []
 
         def class_folder(name: str) -> tuple[list[str], NDArray[np.int64], NDArray[np.uint8]]:
-            entries = _images(self._client.list(f"{folder}/{name}"))
+            everything = self._client.list(f"{folder}/{name}")
+            entries = _images(everything)
+            if len(entries) < len(everything):
+                images = {entry.key for entry in entries}
+                others.extend(entry.key[len(folder) + 1 :] for entry in everything if entry.key not in images)
             if not entries:
                 raise RequestError(f"{self._client.url(folder)}/{name}: no images in this class folder")
             names = [entry.key[len(folder) + 1 :] for entry in entries]
@@ -203,7 +217,11 @@ class BucketFolderSource(Source):
                 digests.append(digests_here)
                 yield from ((name, label) for name in names)
 
-        return Split.of(samples()), np.concatenate(sizes), np.concatenate(digests)
+        split = Split.of(samples())
+        if others:
+            what = "object that is no image by name", "objects that are no images by name"
+            notes.append(passed_over(self._client.url(folder), others, *what))
+        return split, np.concatenate(sizes), np.concatenate(digests)
 
     def _split_folders(self) -> dict[str, str]:
         """Folder of each split; where one is missing, the refusal names the place that may have been meant."""

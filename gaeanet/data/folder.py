@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +84,21 @@ class FolderSource(Source):
                 else:
                     folders.append(entry.name)
         if passed:
-            shown = ", ".join(sorted(passed)[:3]) + (", ..." if len(passed) > 3 else "")
-            self.notes.append(f"{path}: passed over {len(passed)} entries that hold no class ({shown})")
+            self.notes.append(passed_over(str(path), passed, "entry that holds no class", "entries that hold no class"))
         return folders
 
     def _index(self, split: str, classes: tuple[str, ...]) -> Split:
-        root = self._splits[split]
-        return Split.of(
-            (f"{name}/{image}", label)
+        root, passed = self._splits[split], list[str]()
+        samples = Split.of(
+            (image, label)
             for label, name in enumerate(classes)
-            for image in sorted(images_under(root / name))
+            for image in sorted(images_under(root / name, f"{name}/", passed.append))
         )
+        if passed:
+            self.notes.append(
+                passed_over(str(root), passed, "file that is no image by name", "files that are no images by name")
+            )
+        return samples
 
     def read(self, split: str, index: int) -> bytes:
         """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
@@ -129,6 +133,12 @@ def _splits(root: Path) -> dict[str, Path]:
     except RequestError as error:
         meant = None if holds_images(names) else meant_instead(root)
         raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
+
+
+def passed_over(where: str, names: Sequence[str], one: str, many: str) -> str:
+    """A note on what is not used, with a few of the names; `one` and `many` say what these are."""
+    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{where}: passed over {len(names)} {one if len(names) == 1 else many} ({shown})"
 
 
 def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
@@ -181,13 +191,20 @@ def _listing(path: str | Path) -> os._ScandirIterator[str]:
         raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
 
 
-def images_under(folder: str | Path, prefix: str = "") -> Iterator[str]:
-    """Paths, relative to `folder`, of the images in it and in the folders below it."""
+def images_under(folder: str | Path, prefix: str = "", passed: Callable[[str], object] = bool) -> Iterator[str]:
+    """Paths, relative to `folder`, of the images in it and in the folders below it.
+
+    Args:
+        prefix: What the paths begin with.
+        passed: Is told of every file that is no image by its name.
+    """
     with _listing(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from images_under(entry.path, f"{prefix}{entry.name}/")
+                yield from images_under(entry.path, f"{prefix}{entry.name}/", passed)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
                 yield prefix + entry.name
+            else:
+                passed(prefix + entry.name)

@@ -12,14 +12,17 @@ class Progress:
     """A line now and then: how much is done, how fast, how long still."""
 
     def __init__(self, total: int, unit: str = "GB", scale: float = 1e9) -> None:
-        self._total, self._unit, self._scale, self._done = total, unit, scale, 0
+        self._total, self._unit, self._scale = total, unit, scale
+        self._done = self._found = 0
         self._start = self._said = time.monotonic()
 
-    def add(self, amount: int) -> None:
+    def add(self, amount: int, found: bool = False) -> None:
+        """So much more is done; `found` to be done already, which says nothing about the speed of the rest."""
         self._done += amount
+        self._found += amount * found
         now = time.monotonic()
         if now - self._said >= _EVERY:
             self._said = now
-            left = (now - self._start) * (self._total / max(1, self._done) - 1)
+            left = (now - self._start) * (self._total - self._done) / max(1, self._done - self._found)
             share = f"{self._done / self._scale:.4g} of {self._total / self._scale:.4g} {self._unit}"
             print(f"{share} ({100 * self._done / self._total:.0f} %), {left / 60:.0f} min left", flush=True)

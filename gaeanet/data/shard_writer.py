@@ -33,14 +33,14 @@ Places = list[tuple[int, int, bytes]]
 
 
 def write_shards(
-    source: Source, sizes: Sizes, root: Path, partial: Path, shard_bytes: int, done: Callable[[int], None]
+    source: Source, sizes: Sizes, root: Path, partial: Path, shard_bytes: int, done: Callable[[int, bool], None]
 ) -> None:
     """Writes all shards of `source` and their index into `root`; those that are there already are read instead.
 
     Args:
         sizes: Bytes of each image.
         partial: Directory, on the same disk, for what is not whole yet.
-        done: Called with the bytes of images dealt with since the last call.
+        done: Called with the bytes of images dealt with since the last call, and whether they were there already.
 
     Raises:
         RequestError: A shard that is there holds something else.
@@ -61,7 +61,8 @@ def write_shards(
             indices = sequence[np.searchsorted(number, shard) : np.searchsorted(number, shard, side="right")]
             path = root / f"{split}-{shard:06d}.tar"
             names = [(keys[index], int(labels[index])) for index in indices.tolist()]
-            if path.exists():
+            found = path.exists()
+            if found:
                 places, size, digest = _read_shard(path, names)
             else:
                 places, size, digest = _write_shard(path, partial, names, _contents(source, split, indices))
@@ -72,7 +73,7 @@ def write_shards(
             where[indices] = [place[:2] for place in places]
             digests[indices] = np.frombuffer(b"".join(place[2] for place in places), np.uint8).reshape(-1, 16)
             shards[split].append((path.name, size, digest))
-            done(int(sizes[split][indices].sum()))
+            done(int(sizes[split][indices].sum()), found)
         inverse = np.empty(count, np.int32)
         inverse[sequence] = number
         arrays |= {f"{split}.shard": inverse, f"{split}.offset": where[:, 0], f"{split}.size": where[:, 1]}

@@ -1,0 +1,78 @@
+"""report.html: gathers what a report says of runs, and writes it. What cannot be had is said in the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gaeanet.augment import ValidationTransform
+from gaeanet.config import Experiment, load_experiment
+from gaeanet.data.evaluation import open_evaluation_data
+from gaeanet.data.source import Source
+from gaeanet.errors import GaeanetError, RequestError, RunError, reason
+from gaeanet.lineage import chain, read_metadata
+from gaeanet.page import RunFacts, page
+from gaeanet.pictures import confused, samples
+from gaeanet.processes import Processes
+from gaeanet.run_directory import CONFIG, read_run
+from gaeanet.scoring import PREFIX, TITLES, Options, per_class, predictions_of
+from gaeanet.trained import find
+
+
+def gather(
+    run_dir: Path, name: str, *, source: Source | None = None, images: bool = True, processes: Processes | None = None
+) -> RunFacts:
+    """What there is to say of a run.
+
+    Args:
+        source: The run's images where they are open already.
+        images: Whether to look at images at all.
+        processes: For an evaluation of the best checkpoint, image by image; None leaves that out.
+
+    Raises:
+        RequestError: There is no run in `run_dir`.
+    """
+    lines = read_run(run_dir)
+    if not (run_dir / CONFIG).is_file():
+        raise RequestError(f"{run_dir}: no {CONFIG} there: a report needs the run's whole directory")
+    experiment: Experiment = load_experiment(run_dir / CONFIG)
+    facts = RunFacts(name, lines, experiment)
+    try:
+        trained = find(run_dir)
+        facts.lineage = list(chain(read_metadata(run_dir) or {}))
+        facts.classes = trained.display_names
+    except GaeanetError as error:
+        facts.notes.append(f"Nothing is said of its checkpoints: {error}")
+        return facts
+    if not images:
+        return facts
+    try:
+        if source is None or processes is not None:
+            opened, _ = open_evaluation_data(trained.state, trained.hyperparameters, None)
+            source = source or opened
+        facts.samples = samples(source, experiment.hyperparameters) if len(source.catalog.train) else []
+        if processes is None:
+            facts.notes.append("Worst classes and confusions are added by gaeanet report, which evaluates the images.")
+            return facts
+        kind = trained.preferred
+        found = predictions_of(trained, source, Options([kind], workers=0), processes)
+        rows = [row for row in per_class(found, source.catalog.classes, facts.classes) if row["count"]]
+        facts.rows = sorted(rows, key=lambda row: row[f"{PREFIX[kind]}top1_accuracy"])
+        facts.weights = TITLES[kind]
+        view = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
+        facts.confusions = confused(source, found[kind], view)
+    except GaeanetError as error:
+        facts.notes.append(f"Its images cannot be shown: {error}")
+    return facts
+
+
+def write_page(runs: Sequence[RunFacts], path: Path) -> None:
+    """Writes the report, replaced in one step; raises `RunError` where that cannot be done."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page(runs), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the report: {reason(error)}") from None
