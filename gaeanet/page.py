@@ -307,6 +307,7 @@ th{color:var(--soft);font-weight:600}.n{text-align:right;white-space:nowrap}smal
 .cell svg{width:100%;min-width:860px;height:auto;border-radius:10px}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:10px;font-size:.8rem}
 summary{cursor:pointer}summary h2{display:inline}details{margin:14px 0}
+@media(max-width:500px){th,td{padding-right:9px}table{font-size:.84rem}}
 footer{color:var(--soft);font-size:.8rem;margin-top:32px}
 """ + "".join(
     f".line.{name}{{stroke:var(--{name})}}.dot.{name},.mark.{name}{{fill:var(--{name})}}"
