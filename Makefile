@@ -2,13 +2,14 @@
 # make train     trains const.yaml (generated images, minutes) to its end
 # make test      the whole test suite
 # make check     linters and types
+# make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
 # make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about an hour on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test check format timm-tests
+.PHONY: install train test check format bench timm-tests
 
 install: $(READY)
 
@@ -28,6 +29,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py $(PARTS)
 
 timm-tests: $(READY)
 	$(BIN)/python tests/timm_suite.py $(NAMES)

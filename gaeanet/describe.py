@@ -144,6 +144,11 @@ def _of_trained(path: Path) -> dict[str, Any] | None:
     return metadata
 
 
+def _metadata(reference: str) -> dict[str, Any] | None:
+    """The same for what a command line names: a cell's name or text says nothing of a file."""
+    return None if reference in ZOO or len(reference) > 1000 else _of_trained(Path(reference))
+
+
 def _is_experiment(path: Path) -> bool:
     try:
         text = path.read_text(encoding="utf-8")
@@ -323,14 +328,14 @@ def describe(reference: str, image_size: int | None = None, as_json: bool = Fals
     subject = read_subject(reference)
     facts = to_dict(subject, image_size)
     if as_json:
-        if reference not in ZOO and len(reference) < 4096 and (metadata := _of_trained(Path(reference))):
-            facts["lineage"] = metadata["state"].get("lineage")
+        if metadata := _metadata(reference):
+            facts |= {"lineage": metadata["state"]["lineage"]} if metadata["state"].get("lineage") else {}
         return json.dumps(facts, indent=2)
     rows = [f"{name:<16} {value}".rstrip() for name, value in _rows(facts)]
     rows.append(f"{'counted':<16} {facts['counted']}")
     genotype = subject.genotype
     text = [*rows, "", explain(genotype, subject.hyperparameters.layers), "", genotype.to_text()]
-    if reference not in ZOO and len(reference) < 4096 and (metadata := _of_trained(Path(reference))):
+    if metadata := _metadata(reference):
         from gaeanet.lineage import chain
 
         text += ["", "Where it came from:", *chain(metadata)]

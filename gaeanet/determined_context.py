@@ -110,7 +110,14 @@ class DeterminedContext(LocalContext):
 
     def report(self, line: dict[str, Any]) -> None:
         super().report(line)
-        self._agree(self._tell(line) if self.processes.is_first else None)
+        failure = None
+        if self.processes.is_first:
+            failure = self._tell(line)
+            # Aside, since it waits for an answer: a master that is away for minutes must not hold the training up.
+            fraction = min(1.0, line["epoch"] / self._epochs)
+            self._aside.submit(self._core.train.report_progress, fraction).add_done_callback(_note_failed_progress)
+            self._core.train.upload_tensorboard_files()
+        self._agree(failure)
 
     def save(
         self,
@@ -198,10 +205,6 @@ class DeterminedContext(LocalContext):
                 "trial repeats them from its last checkpoint"
             )
         self._told[kind] = step
-        # Aside, since it waits for an answer: a master that is away for minutes must not hold the training up.
-        progress = self._aside.submit(train.report_progress, min(1.0, line["epoch"] / self._epochs))
-        progress.add_done_callback(_note_failed_progress)
-        train.upload_tensorboard_files()
         return None
 
     def _untold(self, batches: int) -> list[dict[str, Any]]:

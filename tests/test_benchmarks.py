@@ -48,3 +48,10 @@ def test_what_scale_measures_is_a_whole_data_set(kind: str, tmp_path: Path, monk
 def test_scale(tmp_path: Path) -> None:
     out = run("scale.py", "shards", "--train", 1500, "--val", 1000, "--small", 0, "--workers", 1, "--dir", tmp_path)
     assert re.search(r"shards .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)
+
+
+@pytest.mark.slow
+def test_speed_beside_the_plain_way() -> None:
+    """The gate that both ways agree is passed, and every part prints its rows."""
+    tiny = ["--channels", 8, "--layers", 3, "--size", 32, "--batch", 4, "--rounds", 1, "--steps", 1]
+    assert len(re.findall(r"\d \(\d", run("speed.py", *tiny))) == 7

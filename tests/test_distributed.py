@@ -24,7 +24,7 @@ from sessions import assert_nothing_left, mark, members, shared_memory
 
 from gaeanet.checkpoint import checkpoints, load
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("distributed")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 Write = Callable[..., Path]

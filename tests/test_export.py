@@ -21,10 +21,13 @@ from timm.data import create_dataset, create_loader, resolve_data_config
 import gaeanet.model
 from gaeanet import checkpoint
 from gaeanet.config import Hyperparameters
+from gaeanet.data.evaluation import open_evaluation_data
 from gaeanet.export import export, timm_crop_share
 from gaeanet.folding import fold_batch_norm
 from gaeanet.genotypes import ZOO
 from gaeanet.network import CellNetwork
+from gaeanet.processes import Processes
+from gaeanet.scoring import Options, predictions_of
 from gaeanet.trained import find, unique_names
 
 Run = Callable[..., Result]
@@ -167,6 +170,11 @@ def test_timms_validation_agrees_to_the_image(gaeanet: Run, tiny_run: TinyRun, t
         ours["ema_top5_correct"],
         ours["count"],
     )
+    trained = find(tiny_run.run)
+    source, _ = open_evaluation_data(trained.state, trained.hyperparameters, None)
+    guesses = predictions_of(trained, source, Options(["ema"], workers=0), Processes())["ema"].guesses[:, 0].tolist()
+    assert theirs["guesses"] == guesses
+    assert len(set(guesses)) > 1, "a network that always says the same would prove nothing"
 
 
 def test_timm_resizes_to_the_same_pixel() -> None:

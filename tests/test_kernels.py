@@ -181,21 +181,25 @@ def test_the_whole_network(genotype: str) -> None:
 
 
 def test_bit_for_bit_the_same_in_every_run_and_for_any_number_of_threads() -> None:
+    torch.manual_seed(0)
     x = torch.randn(40, 20, 15, 15).contiguous(memory_format=torch.channels_last)
+    weight, window = torch.randn(20, 1, 5, 5), Window(5, 2, 4, 2)
     results: list[list[Tensor]] = []
     for threads in (1, 1, 2, 3):
         torch.set_num_threads(threads)
         try:
-            norm, conv = nn.BatchNorm2d(20), DilatedConv(20, 5, 2, nn.SiLU)
-            torch.manual_seed(0)
-            for parameter in (*norm.parameters(), *conv.parameters()):
-                nn.init.normal_(parameter)
+            norm = nn.BatchNorm2d(20)
             make_fast(norm)
-            inner = norm(x.requires_grad_())
-            x.grad = None
-            inner.square().sum().backward()
-            assert x.grad is not None
-            results.append([inner, x.grad, *(p.grad for p in norm.parameters() if p.grad is not None)])
+            leaf = x.clone(memory_format=torch.channels_last).requires_grad_()
+            normal = norm(leaf)
+            normal.square().sum().backward()
+            inner = functions._inner(x, weight, 2, window)
+            x_grad, weight_grad = torch.empty_like(x), torch.empty_like(weight)
+            shape = functions._shape(x, window)
+            functions._call("depthwise_backward", inner, x, weight, x_grad, weight_grad, shape, 2)
+            assert leaf.grad is not None
+            made = [leaf.grad, *(p.grad for p in norm.parameters() if p.grad is not None), x_grad, weight_grad]
+            results.append([normal, *norm.buffers(), inner, *made])
         finally:
             torch.set_num_threads(1)
     for other in results[1:]:

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import NET, Result, TinyRun, jpeg, make_folder, read_log
-from lives import live
 from safetensors.torch import load_file, save_file
 
 from gaeanet import checkpoint
+from gaeanet.cli import main
 from gaeanet.data.catalog import imagenet_wnids
 from gaeanet.data.evaluation import real_labels
 from gaeanet.measures import wilson
@@ -72,7 +72,8 @@ def test_law_3_counts_and_losses_are_equal_for_any_batch_size(gaeanet: Run, tiny
 def _as_rank(rank: int, port: int, arguments: list[str], output: str) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     os.environ["MASTER_PORT"] = str(port)
-    live(arguments, output)
+    sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115 (the process ends with it)
+    sys.exit(main(arguments))
 
 
 def test_law_3_several_processes_count_exactly(tiny_run: TinyRun, gaeanet: Run, tmp_path: Path) -> None:

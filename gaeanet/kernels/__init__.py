@@ -11,6 +11,15 @@ from torch import nn
 from gaeanet.kernels.build import Unavailable, library
 
 
+def availability() -> str:
+    """Whether the kernels can be had here, as a sentence; the first call on a machine compiles them."""
+    try:
+        library()
+    except Unavailable as error:
+        return f"PyTorch's kernels ({error})"
+    return "own kernels"
+
+
 def accelerate(network: nn.Module) -> str:
     """Lets a network's modules train with the kernels; returns a sentence on what was done.
 
@@ -19,9 +28,7 @@ def accelerate(network: nn.Module) -> str:
     """
     from gaeanet.kernels.modules import make_fast
 
-    try:
-        library()
-    except Unavailable as error:
-        return f"PyTorch's kernels ({error})"
-    make_fast(network)
-    return "own kernels"
+    sentence = availability()
+    if sentence == "own kernels":
+        make_fast(network)
+    return sentence

@@ -1,7 +1,7 @@
 """The kernels as differentiable functions of float32 maps (N, C, H, W) on the CPU, in channels-last memory.
 
-Each is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. Nothing cheap is
-kept for the backward pass: activated maps, and what a depthwise convolution makes of them, are made again.
+Each is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. Activated maps
+are not kept for the backward pass but made again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class BatchNorm(torch.autograd.Function):
 class ConvolutionUnit(torch.autograd.Function):
     """Activation, depthwise convolution (or none), 1x1 convolution, batch norm in training.
 
-    Keeps the input, which other operations keep as well, and what batch norm was given.
+    Keeps the input, which other operations keep as well, and what the 1x1 convolution and batch norm were given; of the
+    two, an activated map is cheap enough to be made again.
     """
 
     @staticmethod
@@ -76,17 +77,19 @@ class ConvolutionUnit(torch.autograd.Function):
         mixed = _rows(inner) @ pointwise.flatten(1).t()
         out = _empty(inner.shape[0], pointwise.shape[0], inner.shape[2], inner.shape[3])
         statistics = _normalize(mixed, out, weight, bias, norm)
-        ctx.save_for_backward(x, depthwise, pointwise, weight, mixed, statistics)
+        kept = None if depthwise is None else inner
+        ctx.save_for_backward(x, depthwise, pointwise, weight, kept, mixed, statistics)
         ctx.activation, ctx.window = activation, window
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, depthwise, pointwise, weight, mixed, statistics = ctx.saved_tensors
+        x, depthwise, pointwise, weight, inner, mixed, statistics = ctx.saved_tensors
         mixed_grad = torch.empty_like(mixed)
         weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, mixed_grad, weight, statistics)
-        inner = _inner(x, depthwise, ctx.activation, ctx.window)
+        if inner is None:
+            inner = _inner(x, None, ctx.activation, None)
         pointwise_grad = _laid_out_as(pointwise, mixed_grad.t() @ _rows(inner))
         inner_grad = mixed_grad @ pointwise.flatten(1)
         x_grad, depthwise_grad = torch.empty_like(x), None

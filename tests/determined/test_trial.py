@@ -99,6 +99,10 @@ def test_law_2_a_trial_on_one_slot_stops_and_goes_on_exactly(
 
     # What a person downloads from a cluster is a checkpoint like any other.
     assert "8 channels" in gaeanet("describe", end).out
+    facts = json.loads(gaeanet("evaluate", end, "--weights", "both", "--json").out)
+    last = next(line for line in reversed(log) if line["kind"] == "validation")
+    logged = {key for key in last if key.endswith(("loss", "accuracy")) or key == "count"}
+    assert {key: facts[key] for key in logged} == {key: last[key] for key in logged}
     assert gaeanet("plot", end).code == 0
     assert (end / "curve.png").stat().st_size > 5000
     result = gaeanet("train", ROOT / "const.yaml", *SETTINGS, "--continue-from", middle, "--run-dir", "elsewhere")

@@ -1,0 +1,295 @@
+"""Speed beside the plain way (benchmarks/plain.py), in one table: `make bench`.
+
+    python benchmarks/speed.py                       all parts, some minutes
+    python benchmarks/speed.py step --batch 16       one part
+    GAEANET_DATA=... python benchmarks/speed.py      with the photographs of $GAEANET_DATA/imagenette
+
+Both ways do the same work on the same weights, which is checked before the clock starts. They take turns, each turn is
+a pair, and the ratio is the median over pairs: what else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plain
+import torch
+from photographs import photograph
+from torch import Tensor, nn
+
+from gaeanet import __version__, kernels
+from gaeanet.augment import TrainingTransform, ValidationTransform, normalize
+from gaeanet.config import experiment_from
+from gaeanet.data.folder import FolderSource
+from gaeanet.data.loader import training_batches, validation_batches
+from gaeanet.data.synthetic import SyntheticSource
+from gaeanet.folding import fold_batch_norm
+from gaeanet.processes import Processes
+from gaeanet.state import TrainingState, build_network
+
+PARTS = ("step", "memory", "input", "end-to-end", "inference")
+RECIPE = {
+    "init_channels": 48,
+    "layers": 14,
+    "activation": "swish",
+    "do_SE": True,
+    "image_size": 224,
+    "autoaugment": True,
+    "cutout": True,
+    "ema_decay": 0.0,
+    "epochs": 1,
+    "warmup_epochs": 0,
+}
+
+
+def hyperparameters(arguments: argparse.Namespace, batch: int, classes: int = 1000) -> Any:
+    block = {**RECIPE, "num_classes": classes, "global_batch_size": batch, "image_size": arguments.size}
+    block |= {"init_channels": arguments.channels, "layers": arguments.layers}
+    return experiment_from({"hyperparameters": block})
+
+
+def compare(name: str, work: float, unit: str, ways: dict[str, Callable[[], object]], rounds: int) -> None:
+    """Prints a row: the rate of each way, and the median of the ratios pair by pair with their range."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):  # the first warms up
+        for way, run in ways.items():
+            began = time.perf_counter()
+            taken = run()
+            if turn:
+                times[way].append(taken if isinstance(taken, float) else time.perf_counter() - began)
+    slow, fast = times.values()
+    ratios = sorted(a / b for a, b in zip(slow, fast))
+    row(name, *(f"{work / statistics.median(t):.1f} {unit}" for t in (slow, fast)), ratios)
+
+
+def row(name: str, slow: str, fast: str, ratios: list[float]) -> None:
+    ratio = statistics.median(ratios)
+    print(f"| {name} | {slow} | {fast} | {ratio:.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f}) |", flush=True)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
+    error = float(((ours - theirs).norm() / theirs.norm()).detach())
+    if not error < tolerance:
+        sys.exit(f"{what}: the two ways differ by {error:.1e} of the norm, more than {tolerance:g}: nothing is timed")
+
+
+def images_of(batch: int, size: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+    return images.contiguous(memory_format=torch.channels_last), torch.randint(1000, (batch,), generator=generator)
+
+
+def both_steps(arguments: argparse.Namespace, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """The plain step and ours, checked equal: logits in training, and the gradients of every tenth parameter."""
+    experiment = hyperparameters(arguments, batch)
+    hp = experiment.hyperparameters
+    images, labels = images_of(batch, arguments.size)
+    floats = normalize(images).contiguous()
+    source = SyntheticSource(1000, 10, 32, 0)
+    state = TrainingState(experiment, source, Processes())
+    step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
+    if not arguments.unchecked:
+        networks = copy.deepcopy(step.network), copy.deepcopy(state.network).train()
+        outputs = networks[0](floats), networks[1](normalize(images))
+        close(outputs[1], outputs[0], 1e-3, "logits of a training step")
+        for out in outputs:
+            nn.functional.cross_entropy(out, labels).backward()
+        for theirs, ours in list(zip(*(network.parameters() for network in networks)))[::10]:
+            assert theirs.grad is not None
+            assert ours.grad is not None
+            if float(theirs.grad.norm()) > 1e-4:
+                close(ours.grad, theirs.grad, 3e-2, "gradients of a training step")
+    return lambda: step(floats, labels), lambda: state.step(images, labels, 0.01, 0.0)
+
+
+def bench_step(arguments: argparse.Namespace) -> None:
+    for batch in arguments.batch:
+        slow, fast = both_steps(arguments, batch)
+        ways = {"plain": slow, "gaeanet": fast}
+        compare(f"training step, batch {batch}", batch, "images/s", ways, arguments.rounds)
+
+
+def bench_memory(arguments: argparse.Namespace) -> None:
+    """Peak resident memory of a process that does three steps, less what it had before the network was built."""
+    for batch in arguments.batch:
+        peaks = []
+        for way in ("plain", "gaeanet"):
+            options = ["--channels", arguments.channels, "--layers", arguments.layers, "--size", arguments.size]
+            command = [sys.executable, __file__, "memory", "--only", way, "--batch", batch, *options]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+            peaks.append(float(done.stdout))
+        slow, fast = peaks
+        row(f"memory of a step, batch {batch}", f"{slow:.2f} GiB", f"{fast:.2f} GiB", [fast / max(slow, 2**-20)])
+
+
+def memory_of(way: str, arguments: argparse.Namespace) -> None:
+    experiment = hyperparameters(arguments, arguments.batch[0])
+    hp = experiment.hyperparameters
+    images, labels = images_of(arguments.batch[0], arguments.size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if way == "plain":
+        step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
+        floats = normalize(images).contiguous()
+    else:
+        state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
+    for _ in range(3):
+        if way == "plain":
+            step(floats, labels)
+        else:
+            state.step(images, labels, 0.01, 0.0)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+
+
+def photographs(scratch: str) -> Path:
+    """A directory of class folders: imagenette where there is one, or copies of a generated photograph."""
+    given = Path(os.environ.get("GAEANET_DATA", "")) / "imagenette"
+    if (given / "train").is_dir():
+        return given
+    for split, count in (("train", 600), ("val", 200)):
+        for k in range(count):
+            folder = Path(scratch) / split / f"n{k % 10:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{k}.JPEG").write_bytes(photograph())
+    return Path(scratch)
+
+
+def bench_input(arguments: argparse.Namespace) -> None:
+    """JPEG files -> batches of 64 in this process, one thread."""
+    threads, batch = torch.get_num_threads(), 64
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = photographs(scratch)
+        source, hp = FolderSource(str(root)), hyperparameters(arguments, batch).hyperparameters
+        train, val = str(root / "train"), str(root / "val")
+        ours = iter(training_batches(source, TrainingTransform(hp), global_batch=batch, epochs=1000, seed=0, workers=0))
+        theirs = iter(_endless(plain.loader(train, plain.training_transform(arguments.size), batch, 0, True)))
+        ways = {"plain": lambda: next(theirs), "gaeanet": lambda: next(ours)}
+        compare("training input, one core", batch, "images/s", ways, arguments.rounds)
+
+        mine = validation_batches(source, ValidationTransform(arguments.size), batch=batch)
+        other = plain.loader(val, plain.validation_transform(arguments.size), batch, 0, False)
+        a, b = normalize(next(iter(mine)).images), next(iter(other))[0]  # type: ignore[index]
+        levels = 255 * float((a - b).abs().mean()) * 0.226
+        if levels > 1.5:
+            sys.exit(f"validation images differ by {levels:.2f} levels of 255 in the mean: nothing is timed")
+        print(f"| (validation images differ by {levels:.2f} levels of 255 in the mean) | | | |")
+        p, q = iter(_endless(other)), iter(_endless(mine))
+        ways = {"plain": lambda: next(p), "gaeanet": lambda: next(q)}
+        compare("validation input, one core", batch, "images/s", ways, arguments.rounds)
+    torch.set_num_threads(threads)
+
+
+def _endless(batches: Any) -> Any:
+    while True:
+        yield from batches
+
+
+def bench_end_to_end(arguments: argparse.Namespace) -> None:
+    """Files -> steps, one worker beside the training threads; workers start anew each turn, so none works ahead."""
+    batch, steps = arguments.batch[-1], arguments.steps
+    with tempfile.TemporaryDirectory() as scratch:
+        root = photographs(scratch)
+        source = FolderSource(str(root))
+        experiment = hyperparameters(arguments, batch)
+        hp = experiment.hyperparameters
+        state = TrainingState(experiment, source, Processes())
+        step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
+
+        def slow() -> float:
+            batches = iter(plain.loader(str(root / "train"), plain.training_transform(arguments.size), batch, 1, True))
+            step(*next(batches))  # type: ignore[misc]
+            began = time.perf_counter()
+            for _ in range(steps):
+                step(*next(batches))  # type: ignore[misc]
+            return time.perf_counter() - began
+
+        def fast() -> float:
+            transform = TrainingTransform(hp)
+            batches = iter(training_batches(source, transform, global_batch=batch, epochs=9, seed=0, workers=1))
+            first = next(batches)
+            state.step(first.images, first.labels, 0.01, 0.0)
+            began = time.perf_counter()
+            for _ in range(steps):
+                taken = next(batches)
+                state.step(taken.images, taken.labels, 0.01, 0.0)
+            return time.perf_counter() - began
+
+        ways = {"plain": slow, "gaeanet": fast}
+        compare(f"end to end, batch {batch}", batch * steps, "images/s", ways, arguments.rounds)
+
+
+def bench_inference(arguments: argparse.Namespace) -> None:
+    for batch in (1, 32):
+        hp = hyperparameters(arguments, batch).hyperparameters
+        images, _ = images_of(batch, arguments.size)
+        floats = normalize(images)
+        theirs = plain.plain(build_network(hp)).eval()
+        ours = build_network(hp).eval()
+        fold_batch_norm(ours)
+        ours = ours.to(memory_format=torch.channels_last)
+
+        rows = floats.contiguous()
+
+        def slow(network: nn.Module = theirs, x: Tensor = rows) -> None:
+            plain.predict(network, x)
+
+        def fast(network: nn.Module = ours, x: Tensor = floats) -> None:
+            with torch.inference_mode():
+                network(x).softmax(1)
+
+        with torch.inference_mode():
+            close(ours(floats), theirs(rows), 1e-3, "logits")
+        compare(f"inference, batch {batch}", batch, "images/s", {"plain": slow, "gaeanet": fast}, arguments.rounds)
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] or ["?"]
+    flags = [flag for flag in ("avx2", "avx512f", "amx_bf16") if info.exists() and f" {flag}" in info.read_text()]
+    return (
+        f"{names[0]} ({', '.join(flags)}), {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, gaeanet {__version__}, "
+        f"{kernels.availability()}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of turns")
+    parser.add_argument("--steps", type=int, default=6, help="of a turn end to end")
+    parser.add_argument("--channels", type=int, default=48)
+    parser.add_argument("--layers", type=int, default=14)
+    parser.add_argument("--size", type=int, default=224, help="of images, in pixels")
+    parser.add_argument("--only", choices=("plain", "gaeanet"), help=argparse.SUPPRESS)
+    parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if arguments.only:
+        memory_of(arguments.only, arguments)
+        return
+    print(machine())
+    print(f"network: C={arguments.channels}, {arguments.layers} cells, swish, squeeze-excite, {arguments.size} px\n")
+    print("| | plain | gaeanet | ratio: median (range) |\n|---|---|---|---|")
+    benches = (bench_step, bench_memory, bench_input, bench_end_to_end, bench_inference)
+    for part, bench in zip(PARTS, benches):
+        if part in arguments.parts:
+            bench(arguments)
+
+
+if __name__ == "__main__":
+    main()
