@@ -299,14 +299,18 @@ def test_progress_says_how_much_is_done_and_the_time_left(
     for now[0] in (5.0, 60.0, 65.0, 120.0):
         progress.add(1_000_000_000)
     assert capsys.readouterr().out.splitlines() == [
-        "2 of 148 GB (1 %), 73 min left",
-        "4 of 148 GB (3 %), 72 min left",
+        "2.0 of 148.0 GB (1 %), 73 min left",
+        "4.0 of 148.0 GB (3 %), 72 min left",
     ]
     again = Progress(148_000_000_000)  # what an earlier attempt has written is no measure of speed
     again.add(100_000_000_000, found=True)
     now[0] += 60
     again.add(2_000_000_000)
-    assert capsys.readouterr().out == "102 of 148 GB (69 %), 23 min left\n"
+    assert capsys.readouterr().out == "102.0 of 148.0 GB (69 %), 23 min left\n"
+    images = Progress(13_394, "images", 1)
+    now[0] += 60
+    images.add(9_469)
+    assert capsys.readouterr().out == "9,469 of 13,394 images (71 %), 0 min left\n"
 
 
 def test_a_full_disk_ends_in_one_line_and_prepare_goes_on_later(gaeanet: Run, t3: Path, tmp_path: Path) -> None:

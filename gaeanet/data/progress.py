@@ -24,5 +24,7 @@ class Progress:
         if now - self._said >= _EVERY:
             self._said = now
             left = (now - self._start) * (self._total - self._done) / max(1, self._done - self._found)
-            share = f"{self._done / self._scale:.4g} of {self._total / self._scale:.4g} {self._unit}"
+            digits = 0 if self._scale == 1 else 1
+            done, total = (f"{n / self._scale:,.{digits}f}" for n in (self._done, self._total))
+            share = f"{done} of {total} {self._unit}"
             print(f"{share} ({100 * self._done / self._total:.0f} %), {left / 60:.0f} min left", flush=True)
