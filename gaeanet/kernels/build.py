@@ -75,13 +75,12 @@ def _openmp_runtime() -> str:
 
 def _cache_directory() -> Path:
     """Where only this user writes: what lies there is run as code."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(home) / "gaeanet"
     try:
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaeanet"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=directory):
             return directory
-    except OSError:
+    except (OSError, RuntimeError):  # not to be written, or no home at all
         return Path(tempfile.mkdtemp(prefix="gaeanet-"))
 
 
