@@ -7,6 +7,7 @@ sample is one ranged read, and the order is nothing a stream consumes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from gaeanet.data.bucket_index import BucketIndexes
 from gaeanet.data.index import catalog_from, read_index
 from gaeanet.data.layout import INDEX
 from gaeanet.data.local_copy import Check, LocalCopy, place_of
+from gaeanet.data.shard_window import ShardWindow
 from gaeanet.data.source import Source
 from gaeanet.errors import RequestError, RunError, reason
 
@@ -134,11 +136,12 @@ class ShardSource(Source):
 
 
 class BucketShardSource(ShardSource):
-    """Shards in a bucket, each sample a ranged read; with a local copy, whole shards are fetched when first needed.
+    """Shards in a bucket: whole ones are fetched when first needed, and kept for the window or in a local copy.
 
     Args:
         cache: Directory for the index.
-        copy: Directory for a local copy, None to read from the bucket each time; `copy_limit` bounds its bytes.
+        copy: Directory for a local copy, None to stream: then `cache` holds the shards that are mixed at the moment.
+        copy_limit: Bounds the bytes of the local copy; what lies beyond is read sample by sample.
 
     Raises:
         RequestError: The index cannot be read, or a shard is missing or has another size than the index says.
@@ -165,6 +168,21 @@ class BucketShardSource(ShardSource):
             }
             self._copy = LocalCopy(place_of(client.location, copy), sizes, copy_limit)
             self.notes.append(self._copy.note)
+        self._window = self._opened_window(cache) if copy is None else None
+
+    def _opened_window(self, cache: Path) -> ShardWindow | None:
+        """A place for the shards that are mixed at the moment: this epoch's, and as many that go out or come in."""
+        most = 2 * (SHUFFLE_WINDOW + 1)
+        room = most * max(shard.size for shard in self._all_shards())
+        place = place_of(self.location, cache)
+        place = place.with_name(f"{place.name}.window")
+        if not ShardWindow.has_room(place, room):
+            self.notes.append(
+                f"{place}: has no {room / 1e9:.1f} GB for the shards that are mixed at the moment: each image is a "
+                "request of its own (data.data_download_dir names another place)"
+            )
+            return None
+        return ShardWindow(place, most)
 
     def _cached_index(self, indexes: BucketIndexes) -> Path:
         """The index's copy on this machine, fetched by one process where it is not there or has changed since."""
@@ -189,21 +207,30 @@ class BucketShardSource(ShardSource):
         return self._client.retries
 
     def read(self, split: str, index: int) -> bytes:
+        if self._copy is None:  # a whole shard for a single image would be too much
+            return self._read_one(split, index)
         return next(self.fetch(split, [index]))
 
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[bytes]:
         indices = list(indices)
-        if self._copy:
-            for shard in sorted({int(self._where[split][0][index]) for index in indices}):
-                if self._copy.keeps(split, shard):
-                    self._fetch_shard(self._copy, self._shards[split][shard])
+        for number in sorted({int(self._where[split][0][index]) for index in indices}):
+            shard = self._shards[split][number]
+            if self._copy and self._copy.keeps(split, number):
+                self._fetch_shard(self._copy, shard)
+            elif self._window:
+                with contextlib.suppress(RunError):  # reading sample by sample may still do, or says what is wrong
+                    if self._fetch_shard(self._window, shard):
+                        self._window.tidy()
+                    self._window.use(shard.name)
         return self._client.map(partial(self._read_one, split), indices)
 
     def _read_one(self, split: str, index: int) -> bytes:
         shard, offset, size = self._place(split, index)
         check = self._check(split, index)
-        if self._copy and self._copy.keeps(split, int(self._where[split][0][index])):
-            data = self._copy.read_range(shard.name, offset, size)
+        copied = self._copy and self._copy.keeps(split, int(self._where[split][0][index]))
+        place = self._copy if copied else self._window
+        if place:
+            data = place.read_range(shard.name, offset, size)
             if data is not None and not check(data):
                 return data  # a copy that a disk has damaged, or somebody removed, is passed by
         try:
@@ -211,13 +238,14 @@ class BucketShardSource(ShardSource):
         except RunError as error:
             raise RunError(f"{error} (sample {self.catalog.split(split).name(index)})") from None
 
-    def _fetch_shard(self, copy: LocalCopy, shard: Shard) -> None:
+    def _fetch_shard(self, copy: LocalCopy, shard: Shard) -> bool:
+        """Fetches a whole shard, unless it is there; whether this process did."""
         path = copy.root / shard.name
-        if path.exists() and path.stat().st_size == shard.size:
-            return
+        if _has_size(path, shard.size):
+            return False
         with copy.lock(shard.name):
-            if path.exists() and path.stat().st_size == shard.size:
-                return  # another process was faster
+            if _has_size(path, shard.size):
+                return False  # another process was faster
             with copy.writing(shard.name) as draft:
                 digest = hashlib.md5(usedforsecurity=False)
                 with open(draft, "wb") as file:
@@ -228,6 +256,14 @@ class BucketShardSource(ShardSource):
                     raise RunError(
                         f"{self._client.url(shard.name)}: another digest than the index says: upload it again"
                     )
+        return True
 
     def _read_range(self, shard: Shard, start: int) -> bytes:
         return self._client.get_range(shard.name, start, min(_RANGE, shard.size - start), lambda _: None)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
