@@ -1,8 +1,8 @@
 """The shards that an epoch is at, whole on this machine while they are streamed from a bucket.
 
 An epoch mixes a few shards at a time. Each is fetched once, in long ranges, by whichever process needs it first, read
-by all, and thrown out when the epoch has moved on. Where that does not work (no room, a shard that does not agree with its
-digest), samples are read from the bucket one by one.
+by all, and thrown out when the epoch has moved on. Where that does not work (no room, a shard that does not agree with
+its digest), samples are read from the bucket one by one.
 """
 
 from __future__ import annotations
