@@ -237,7 +237,7 @@ def bench_end_to_end(arguments: argparse.Namespace) -> None:
 
 def bench_inference(arguments: argparse.Namespace) -> None:
     for batch in (1, 32):
-        hp = hyperparameters(arguments, batch).hyperparameters
+        hp = hyperparameters(arguments, max(batch, 2)).hyperparameters  # one image is too few to train on
         images, _ = images_of(batch, arguments.size)
         floats = normalize(images)
         theirs = plain.plain(build_network(hp)).eval()

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from gaeanet.meeting import fresh_store
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -29,11 +33,18 @@ class Processes:
         self.device = default_device(self.local_rank)
         self._control: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
-            if self.device.type == "cuda":
+            store, _, _ = next(rendezvous("env://"))
+            store = fresh_store(PrefixStore("gaeanet", store), self.rank, self.world_size)
+            on_gpu = self.device.type == "cuda"
+            if on_gpu:
                 torch.cuda.set_device(self.device)
-                dist.init_process_group("nccl", device_id=self.device)
-            else:
-                dist.init_process_group("gloo")
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.world_size,
+                device_id=self.device if on_gpu else None,
+            )
             # Agreements travel between CPUs, so that they never wait for a GPU's queue.
             control = dist.new_group(backend="gloo")
             assert isinstance(control, dist.ProcessGroup)  # not a member only of groups of some ranks
