@@ -116,14 +116,12 @@ class LocalContext:
                     self._mirror.copy(path, self.metrics_path, left)
             except RunError as error:
                 failure = str(error)
-        if failure := self.processes.from_first(failure):
-            raise RunError(failure)
+        self._agree(failure)
 
     def finish(self) -> None:
         """Waits for what is still under way; raises `RunError` on every process where it failed."""
         problem = self._mirror.wait() if self._mirror else None
-        if problem := self.processes.from_first(problem):
-            raise RunError(f"everything is in {self.run_dir}, but its copy is not whole: {problem}")
+        self._agree(problem and f"everything is in {self.run_dir}, but its copy is not whole: {problem}")
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest whole checkpoint, read and verified; `note` is told of damaged ones that were passed over.
@@ -138,8 +136,7 @@ class LocalContext:
                 self._fetch(note)
             except RunError as error:
                 failure = str(error)
-        if failure := self.processes.from_first(failure):
-            raise RunError(failure)
+        self._agree(failure)
         if self.processes.is_first:
             for path in reversed(checkpoint.checkpoints(self.checkpoints)):
                 try:
@@ -154,6 +151,11 @@ class LocalContext:
             self._bring_log(path)
             note(f"goes on from {path}")
         return found
+
+    def _agree(self, failure: str | None) -> None:
+        """Fails on every process with what the first one met."""
+        if failure := self.processes.from_first(failure):
+            raise RunError(failure)
 
     def _fetch(self, note: Callable[[str], None]) -> None:
         if self._mirror and (names := self._mirror.fetch(self.run_dir)):

@@ -184,11 +184,6 @@ class DeterminedContext(LocalContext):
     def whereabouts(self) -> str:
         return f"the last checkpoint, with log and experiment file: det checkpoint download {self._newest}"
 
-    def _agree(self, failure: str | None) -> None:
-        """Fails on every process with what the first one met."""
-        if failure := self.processes.from_first(failure):
-            raise RunError(failure)
-
     def _tell(self, line: dict[str, Any]) -> str | None:
         """Reports a line to the master; returns in words what went wrong with an earlier one."""
         kind, step = line["kind"], line["batches"]
