@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from gaeanet import __version__, devices
+from gaeanet import __version__, devices, kernels
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, usable_workers
@@ -35,6 +35,8 @@ def plan(experiment: Experiment, source: Source, context: LocalContext, state: T
         f"{hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
         f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
     ]
+    if hp.color_jitter and (kernel := kernels.availability()) != kernels.OWN:
+        sentences.append(f"colour jitter by Pillow, some milliseconds an image: {kernel}")
     if state.batches:
         sentences.append(f"resumed after step {state.batches:,} (epoch {state.batches / steps:.2f})")
     return sentences

@@ -1,4 +1,4 @@
-"""Kernels of our own for training on CPUs: optional, compiled when first needed, equal to PyTorch's operators.
+"""Kernels of our own for CPUs: optional, compiled when first needed, equal to PyTorch's operators and to Pillow's.
 
 PyTorch's depthwise convolutions and batch norm take most of a training step on a CPU; these take a fraction of the
 time (docs/performance.md). Everything works without them.
@@ -10,6 +10,9 @@ from torch import nn
 
 from gaeanet.kernels.build import Unavailable, library
 
+OWN = "own kernels"
+"""What `availability` and `accelerate` say where the kernels can be had."""
+
 
 def availability() -> str:
     """Whether the kernels can be had here, as a sentence; the first call on a machine compiles them."""
@@ -17,7 +20,7 @@ def availability() -> str:
         library()
     except Unavailable as error:
         return f"PyTorch's kernels ({error})"
-    return "own kernels"
+    return OWN
 
 
 def accelerate(network: nn.Module) -> str:
@@ -29,6 +32,6 @@ def accelerate(network: nn.Module) -> str:
     from gaeanet.kernels.modules import make_fast
 
     sentence = availability()
-    if sentence == "own kernels":
+    if sentence == OWN:
         make_fast(network)
     return sentence

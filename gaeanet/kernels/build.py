@@ -18,7 +18,12 @@ from pathlib import Path
 
 import torch  # its OpenMP runtime has to be there before `_openmp_runtime` looks for it
 
-SOURCES = ("depthwise.cpp", "batch_norm.cpp")
+SOURCES: dict[str, tuple[str, ...]] = {
+    "depthwise.cpp": (),
+    "batch_norm.cpp": (),
+    "colour.cpp": ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+}
+"""Each with flags of its own."""
 HEADERS = ("vectors.hpp",)
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-fno-rtti")
 _HERE = Path(__file__).parent
@@ -93,16 +98,16 @@ def _fingerprint(compiler: str, runtime: str) -> str:
     except OSError:
         cpu = []
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [compiler, said, runtime, platform.machine(), *FLAGS, *cpu]
-    parts += [(_HERE / name).read_text() for name in SOURCES + HEADERS]
+    parts = [compiler, said, runtime, platform.machine(), *FLAGS, *cpu, str(SOURCES)]
+    parts += [(_HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _build(compiler: str, runtime: str, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as scratch:
         objects = [f"{scratch}/{Path(name).stem}.o" for name in SOURCES]
-        for name, built in zip(SOURCES, objects):
-            _run(compiler, *FLAGS, "-c", str(_HERE / name), "-o", built)
+        for (name, own), built in zip(SOURCES.items(), objects):
+            _run(compiler, *FLAGS, *own, "-c", str(_HERE / name), "-o", built)
         # Linked without -fopenmp, which would bring in the compiler's own runtime.
         _run(compiler, "-shared", "-Wl,--no-undefined", *objects, runtime, "-lm", "-o", f"{scratch}/kernels.so")
         os.replace(f"{scratch}/kernels.so", path)

@@ -1,7 +1,7 @@
-"""The kernels as differentiable functions of float32 maps (N, C, H, W) on the CPU, in channels-last memory.
+"""The kernels as functions of float32 maps (N, C, H, W) on the CPU, in channels-last memory, and of 8-bit pixels.
 
-Each is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. Activated maps
-are not kept for the backward pass but made again.
+Each of the former is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory.
+Activated maps are not kept for the backward pass but made again.
 """
 
 from __future__ import annotations
@@ -102,6 +102,32 @@ class ConvolutionUnit(torch.autograd.Function):
         return x_grad, depthwise_grad, pointwise_grad, weight_grad, bias_grad, None, None, None
 
 
+def colour_jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> None:
+    """Brightness, contrast, saturation and hue of uint8 (H, W, 3) in place, in the order that int64 (4,) gives."""
+    brightness, contrast, saturation, turn = factors
+    # As torchvision turns it: towards zero, and round the circle.
+    turn = int(turn * 255) % 256
+    _call("colour_jitter", _one_block(pixels), pixels.numel() // 3, order, brightness, contrast, saturation, turn)
+
+
+def count_levels(pixels: Tensor) -> Tensor:
+    """How many pixels of uint8 (H, W, 3) have each level: int64 (3, 256)."""
+    levels = torch.empty((3, 256), dtype=torch.int64)
+    _call("count_levels", _one_block(pixels), pixels.numel() // 3, levels)
+    return levels
+
+
+def map_levels(pixels: Tensor, results: Tensor) -> None:
+    """Replaces each level of uint8 (H, W, 3), in place, by what `results`, uint8 (3, 256), has for it."""
+    _call("map_levels", _one_block(pixels), pixels.numel() // 3, results.contiguous())
+
+
+def _one_block(pixels: Tensor) -> Tensor:
+    if not (pixels.is_contiguous() and pixels.dtype is torch.uint8 and pixels.shape[-1] == 3):
+        raise ValueError(f"pixels must be uint8 (H, W, 3) in one block, not {pixels.dtype} {tuple(pixels.shape)}")
+    return pixels
+
+
 def _inner(x: Tensor, depthwise: Tensor | None, activation: int, window: Window | None) -> Tensor:
     """What the 1x1 convolution is given."""
     if depthwise is not None and window is not None:
@@ -165,6 +191,9 @@ _SIGNATURES: dict[str, list[Any]] = {
     "batch_norm_backward": [_POINTER] * 8 + [_LONG] * 2 + [_INT],
     "activation_forward": [_POINTER] * 2 + [_LONG] + [_INT] * 2,
     "activation_backward": [_POINTER] * 3 + [_LONG] + [_INT] * 2,
+    "colour_jitter": [_POINTER, _LONG, _POINTER] + [_DOUBLE] * 3 + [_INT] * 2,
+    "count_levels": [_POINTER, _LONG, _POINTER, _INT],
+    "map_levels": [_POINTER, _LONG, _POINTER, _INT],
 }
 
 
