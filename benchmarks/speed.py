@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,17 +159,26 @@ def memory_of(way: str, arguments: argparse.Namespace) -> None:
     print((peak_memory() - before) / 2**20)
 
 
-def photographs(scratch: str) -> Path:
-    """A directory of class folders: imagenette where there is one, or copies of a generated photograph."""
-    given = Path(os.environ.get("GAEANET_DATA", "")) / "imagenette"
-    if (given / "train").is_dir():
-        return given
+def photographs(scratch: str) -> dict[str, Path]:
+    """Directories with train/ and val/ by what they hold: those of $GAEANET_DATA, or copies of a made-up photograph."""
+    given, sets = Path(os.environ.get("GAEANET_DATA", "")), {}
+    if (given / "imagenette" / "train").is_dir():
+        sets["imagenette"] = given / "imagenette"
+    if (given / "imagenet-samples").is_dir():
+        sets["full-size"] = Path(scratch) / "samples"
+        for path in sorted((given / "imagenet-samples").glob("*.JPEG")):
+            for split in ("train", "val"):
+                folder = sets["full-size"] / split / path.stem.split("_")[0]
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / path.name).symlink_to(path.resolve())
+    if sets:
+        return sets
     for split, count in (("train", 600), ("val", 200)):
         for k in range(count):
             folder = Path(scratch) / split / f"n{k % 10:08d}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{k}.JPEG").write_bytes(photograph())
-    return Path(scratch)
+    return {"generated": Path(scratch)}
 
 
 def bench_input(arguments: argparse.Namespace) -> None:
@@ -175,24 +186,25 @@ def bench_input(arguments: argparse.Namespace) -> None:
     threads, batch = torch.get_num_threads(), 64
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        root = photographs(scratch)
-        source, hp = FolderSource(str(root)), hyperparameters(arguments, batch).hyperparameters
-        train, val = str(root / "train"), str(root / "val")
-        ours = iter(training_batches(source, TrainingTransform(hp), global_batch=batch, epochs=1000, seed=0, workers=0))
-        theirs = iter(_endless(plain.loader(train, plain.training_transform(arguments.size), batch, 0, True)))
-        ways = {"plain": lambda: next(theirs), "gaeanet": lambda: next(ours)}
-        compare("training input, one core", batch, "images/s", ways, arguments.rounds)
+        for name, root in photographs(scratch).items():
+            source, hp = FolderSource(str(root)), hyperparameters(arguments, batch).hyperparameters
+            endless = training_batches(source, TrainingTransform(hp), global_batch=batch, epochs=1000, seed=0)
+            theirs = iter(
+                _endless(plain.loader(str(root / "train"), plain.training_transform(arguments.size), batch, 0, True))
+            )
+            ours = iter(endless)
+            ways = {"plain": partial(next, theirs), "gaeanet": partial(next, ours)}
+            compare(f"training input, {name}, one core", batch, "images/s", ways, arguments.rounds)
 
-        mine = validation_batches(source, ValidationTransform(arguments.size), batch=batch)
-        other = plain.loader(val, plain.validation_transform(arguments.size), batch, 0, False)
-        a, b = normalize(next(iter(mine)).images), next(iter(other))[0]  # type: ignore[index]
-        levels = 255 * float((a - b).abs().mean()) * 0.226
-        if levels > 1.5:
-            sys.exit(f"validation images differ by {levels:.2f} levels of 255 in the mean: nothing is timed")
-        print(f"| (validation images differ by {levels:.2f} levels of 255 in the mean) | | | |")
-        p, q = iter(_endless(other)), iter(_endless(mine))
-        ways = {"plain": lambda: next(p), "gaeanet": lambda: next(q)}
-        compare("validation input, one core", batch, "images/s", ways, arguments.rounds)
+            mine = validation_batches(source, ValidationTransform(arguments.size), batch=batch)
+            other = plain.loader(str(root / "val"), plain.validation_transform(arguments.size), batch, 0, False)
+            a, b = normalize(next(iter(mine)).images), next(iter(other))[0]  # type: ignore[index]
+            levels = 255 * float((a - b).abs().mean()) * 0.226
+            if levels > 1.5:
+                sys.exit(f"validation images differ by {levels:.2f} levels of 255 in the mean: nothing is timed")
+            print(f"| (validation images differ by {levels:.2f} levels of 255 in the mean) | | | |")
+            ways = {"plain": partial(next, iter(_endless(other))), "gaeanet": partial(next, iter(_endless(mine)))}
+            compare(f"validation input, {name}, one core", batch, "images/s", ways, arguments.rounds)
     torch.set_num_threads(threads)
 
 
@@ -205,7 +217,7 @@ def bench_end_to_end(arguments: argparse.Namespace) -> None:
     """Files -> steps, one worker beside the training threads; workers start anew each turn, so none works ahead."""
     batch, steps = arguments.batch[-1], arguments.steps
     with tempfile.TemporaryDirectory() as scratch:
-        root = photographs(scratch)
+        root = next(iter(photographs(scratch).values()))
         source = FolderSource(str(root))
         experiment = hyperparameters(arguments, batch)
         hp = experiment.hyperparameters
@@ -236,16 +248,19 @@ def bench_end_to_end(arguments: argparse.Namespace) -> None:
 
 
 def bench_inference(arguments: argparse.Namespace) -> None:
+    """In PyTorch with batch norm folded into the convolutions, and in ONNX Runtime from the same network."""
     for batch in (1, 32):
         hp = hyperparameters(arguments, max(batch, 2)).hyperparameters  # one image is too few to train on
         images, _ = images_of(batch, arguments.size)
         floats = normalize(images)
-        theirs = plain.plain(build_network(hp)).eval()
-        ours = build_network(hp).eval()
+        ours = with_statistics(build_network(hp), floats)
+        theirs = plain.plain(copy.deepcopy(ours))
         fold_batch_norm(ours)
+        runtime = onnx_session(ours, arguments.size)
         ours = ours.to(memory_format=torch.channels_last)
 
         rows = floats.contiguous()
+        array = rows.numpy()
 
         def slow(network: nn.Module = theirs, x: Tensor = rows) -> None:
             plain.predict(network, x)
@@ -254,9 +269,43 @@ def bench_inference(arguments: argparse.Namespace) -> None:
             with torch.inference_mode():
                 network(x).softmax(1)
 
+        def exported(session: Any = runtime, x: Any = array) -> Any:
+            return session.run(None, {"images": x})[0]
+
         with torch.inference_mode():
             close(ours(floats), theirs(rows), 1e-3, "logits")
-        compare(f"inference, batch {batch}", batch, "images/s", {"plain": slow, "gaeanet": fast}, arguments.rounds)
+            close(torch.from_numpy(exported()), theirs(rows), 1e-3, "logits of ONNX Runtime")
+        for name, way in (("PyTorch", fast), ("ONNX Runtime", exported)):
+            ways = {"plain": slow, "gaeanet": way}
+            compare(f"inference in {name}, batch {batch}", batch, "images/s", ways, arguments.rounds)
+
+
+def with_statistics(network: nn.Module, images: Tensor) -> nn.Module:
+    """The network in evaluation mode with the batch-norm statistics of `images`.
+
+    Those of an untrained network let its maps vanish, so that two ways would agree whatever they compute.
+    """
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = None
+    with torch.no_grad():
+        network.train()(images.repeat(2, 1, 1, 1) + 0.1 * torch.randn(2 * len(images), *images.shape[1:]))
+    return network.eval()
+
+
+def onnx_session(network: nn.Module, size: int) -> Any:
+    """The network in ONNX Runtime, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = str(Path(scratch) / "network.onnx")
+        example = torch.zeros(2, 3, size, size)
+        axes = {"images": {0: "batch"}}
+        torch.onnx.export(network, (example,), path, input_names=["images"], dynamic_axes=axes, dynamo=False)
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def machine() -> str:

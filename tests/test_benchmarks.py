@@ -54,4 +54,6 @@ def test_scale(tmp_path: Path) -> None:
 def test_speed_beside_the_plain_way() -> None:
     """The gate that both ways agree is passed, and every part prints its rows."""
     tiny = ["--channels", 8, "--layers", 3, "--size", 32, "--batch", 4, "--rounds", 1, "--steps", 1]
-    assert len(re.findall(r"\d \(\d", run("speed.py", *tiny))) == 7
+    rows = re.findall(r"^\| ([a-zA-Z ]+).*\d \(\d", run("speed.py", *tiny), re.MULTILINE)
+    parts = {"training step", "memory of a step", "training input", "validation input", "end to end"}
+    assert set(rows) == parts | {"inference in PyTorch", "inference in ONNX Runtime"}
