@@ -104,17 +104,18 @@ def test_depthwise_alone(
 ) -> None:
     torch.manual_seed(n)
     window = Window(kernel, stride, dilation * (kernel - 1) // 2, dilation)
-    x, weight = torch.randn(n, c, height + 4, width + 4), torch.randn(c, 1, kernel, kernel)
-    x_exact, weight_exact = x.double().requires_grad_(), weight.double().requires_grad_()
+    x, weight, affine = torch.randn(n, c, height + 4, width + 4), torch.randn(c, 1, kernel, kernel), torch.randn(2, c)
+    x_exact, weight_exact = x.double(), weight.double().requires_grad_()
+    x_exact = (x_exact * affine[0].view(-1, 1, 1) + affine[1].view(-1, 1, 1)).requires_grad_()
     kind = ACTIVATIONS[activation]
     padding = window.padding
     exact = nn.functional.conv2d(kind()(x_exact), weight_exact, None, stride, padding, dilation, c)
     x = x.contiguous(memory_format=torch.channels_last)
-    out = functions._inner(x, weight, functions.ACTIVATIONS[kind], window)
+    out = functions._inner(x, affine, weight, functions.ACTIVATIONS[kind], window)
     assert_close(out, exact, "output")
     grad, x_grad, weight_grad = torch.randn_like(out), torch.empty_like(x), torch.empty_like(weight)
     exact.backward(grad.double())
-    tensors = grad, x, weight, x_grad, weight_grad
+    tensors = grad, x, *affine, weight, x_grad, weight_grad
     functions._call("depthwise_backward", *tensors, functions._shape(x, window), functions.ACTIVATIONS[kind])
     assert_close(x_grad, x_exact.grad, "input gradient")
     assert_close(weight_grad, weight_exact.grad, "weight gradient")
@@ -206,10 +207,10 @@ def test_bit_for_bit_the_same_in_every_run_and_for_any_number_of_threads() -> No
             leaf = x.clone(memory_format=torch.channels_last).requires_grad_()
             normal = norm(leaf)
             normal.square().sum().backward()
-            inner = functions._inner(x, weight, 2, window)
+            inner = functions._inner(x, None, weight, 2, window)
             x_grad, weight_grad = torch.empty_like(x), torch.empty_like(weight)
             shape = functions._shape(x, window)
-            functions._call("depthwise_backward", inner, x, weight, x_grad, weight_grad, shape, 2)
+            functions._call("depthwise_backward", inner, x, None, None, weight, x_grad, weight_grad, shape, 2)
             assert leaf.grad is not None
             made = [leaf.grad, *(p.grad for p in norm.parameters() if p.grad is not None), x_grad, weight_grad]
             results.append([normal, *norm.buffers(), inner, *made])

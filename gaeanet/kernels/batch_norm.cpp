@@ -25,15 +25,16 @@ static INLINE vec sum_of(int64_t rows, Term term) {
   return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
-// x (rows, C) -> out (rows, C); mean and inverse_std (C) of this batch; the running statistics move towards them.
-extern "C" int batch_norm_forward(const float* x, float* out, const float* weight, const float* bias,
-                                  float* running_mean, float* running_var, float* mean, float* inverse_std,
-                                  int64_t rows, int64_t channels, double momentum, double epsilon, int threads) {
+// x (rows, C) -> mean and inverse_std (C) of this batch, towards which the running statistics move, and what batch norm
+// is by them: a factor and a summand (C).
+extern "C" int batch_norm_statistics(const float* x, const float* weight, const float* bias, float* running_mean,
+                                     float* running_var, float* mean, float* inverse_std, float* factor,
+                                     float* summand, int64_t rows, int64_t channels, double momentum, double epsilon,
+                                     int threads) {
   const int64_t blocks = blocks_of(channels), wide = blocks * V, step = rows_in_chunk(channels);
   const int64_t chunks = (rows + step - 1) / step;
-  float* partial = workspace(0, (chunks * 2 + 2) * wide);  // [chunk][mean, squares][C], then scale and shift
+  float* partial = workspace(0, chunks * 2 * wide);  // [chunk][mean, squares][C]
   if (!partial) return 1;
-  float *scale = partial + chunks * 2 * wide, *shift = scale + wide;
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
     const int64_t first = chunk * step, count = first + step < rows ? step : rows - first;
@@ -62,17 +63,24 @@ extern "C" int batch_norm_forward(const float* x, float* out, const float* weigh
     inverse_std[c] = float(1.0 / std::sqrt(squares / rows + epsilon));
     running_mean[c] = float((1.0 - momentum) * running_mean[c] + momentum * average);
     running_var[c] = float((1.0 - momentum) * running_var[c] + momentum * squares / (rows - 1));
-    scale[c] = weight[c] * inverse_std[c];
-    shift[c] = float(bias[c] - average * scale[c]);
+    factor[c] = weight[c] * inverse_std[c];
+    summand[c] = float(bias[c] - average * factor[c]);
   }
+  return 0;
+}
+
+// x (rows, C) times factor plus summand (C) -> out (rows, C).
+extern "C" int scale_and_shift(const float* x, const float* factor, const float* summand, float* out, int64_t rows,
+                               int64_t channels, int threads) {
+  const int64_t blocks = blocks_of(channels), step = rows_in_chunk(channels);
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t chunk = 0; chunk < chunks; chunk++) {
-    const int64_t first = chunk * step, last = first + step < rows ? first + step : rows;
+  for (int64_t first = 0; first < rows; first += step) {
+    const int64_t last = first + step < rows ? first + step : rows;
     for (int64_t row = first; row < last; row++)
       for (int64_t block = 0; block < blocks; block++) {
         const int lanes = lanes_of(channels, block);
-        const int64_t at = row * channels + block * V;
-        store(out + at, load(x + at, lanes) * load(scale + block * V) + load(shift + block * V), lanes);
+        const int64_t at = row * channels + block * V, c = block * V;
+        store(out + at, load(x + at, lanes) * load(factor + c, lanes) + load(summand + c, lanes), lanes);
       }
   }
   return 0;

@@ -2,7 +2,8 @@
 //
 // One image's V channels at a time are copied, activated, into a frame of zeros that stays in the first-level cache;
 // from there on no tap needs a question about borders. The activated map is never written to memory: the backward pass
-// makes it again, which costs less than reading it would. Sums are taken in an order that depends on the shapes only,
+// makes it again, which costs less than reading it would. So is a batch norm before the activation: a factor and a
+// summand for each channel, or none (nullptr). Sums are taken in an order that depends on the shapes only,
 // so the result is the same bit for bit for any number of threads.
 
 #include "vectors.hpp"
@@ -127,8 +128,14 @@ static void scatter(const float* grad, int64_t grad_width, const float* weight, 
     }
 }
 
+// One block of a channel-wise factor or summand.
+static INLINE vec channels_of(const float* values, float otherwise, int64_t block, int lanes) {
+  return values ? load(values + block * V, lanes) : all(otherwise);
+}
+
 template <int A>
-static int forward(const float* x, const float* weight, float* out, const Shape& s, int threads) {
+static int forward(const float* x, const float* factors, const float* summands, const float* weight, float* out,
+                   const Shape& s, int threads) {
   const int64_t blocks = blocks_of(s.channels), taps = s.kernel * s.kernel;
   const int64_t frame_width = s.width + 2 * s.padding, frame_size = (s.height + 2 * s.padding) * frame_width * V;
   float* packed = workspace(0, blocks * taps * V);
@@ -146,10 +153,12 @@ static int forward(const float* x, const float* weight, float* out, const Shape&
       if (failed) continue;
       const int64_t image = item / blocks, block = item % blocks;
       const int lanes = lanes_of(s.channels, block);
+      const vec factor = channels_of(factors, 1.0f, block, lanes), summand = channels_of(summands, 0.0f, block, lanes);
       const float* from = x + image * s.height * s.width * s.channels + block * V;
       for (int64_t i = 0; i < s.height; i++) {
         float* to = frame + ((i + s.padding) * frame_width + s.padding) * V;
-        for (int64_t j = 0; j < s.width; j++, from += s.channels) store(to + j * V, activated<A>(load(from, lanes)));
+        for (int64_t j = 0; j < s.width; j++, from += s.channels)
+          store(to + j * V, activated<A>(load(from, lanes) * factor + summand));
       }
       float* to = out + image * s.out_height * s.out_width * s.channels + block * V;
       for (int64_t i = 0; i < s.out_height; i++) {
@@ -166,8 +175,8 @@ static int forward(const float* x, const float* weight, float* out, const Shape&
 }
 
 template <int A>
-static int backward(const float* grad, const float* x, const float* weight, float* x_grad, float* weight_grad,
-                    const Shape& s, int threads) {
+static int backward(const float* grad, const float* x, const float* factors, const float* summands, const float* weight,
+                    float* x_grad, float* weight_grad, const Shape& s, int threads) {
   const int64_t blocks = blocks_of(s.channels), taps = s.kernel * s.kernel;
   const int64_t frame_width = s.width + 2 * s.padding, frame_size = (s.height + 2 * s.padding) * frame_width * V;
   const int64_t border = s.stride == 1 ? (s.kernel - 1) * s.dilation - s.padding : 0;
@@ -194,13 +203,14 @@ static int backward(const float* grad, const float* x, const float* weight, floa
       const int64_t group = item / blocks, block = item % blocks;
       const int lanes = lanes_of(s.channels, block);
       const float* packed_weight = packed + block * taps * V;
+      const vec factor = channels_of(factors, 1.0f, block, lanes), summand = channels_of(summands, 0.0f, block, lanes);
       for (int64_t image = group * s.n / groups; image < (group + 1) * s.n / groups; image++) {
         const float* from = x + image * s.height * s.width * s.channels + block * V;
         for (int64_t i = 0; i < s.height; i++) {
           float* to = frame + ((i + s.padding) * frame_width + s.padding) * V;
           for (int64_t j = 0; j < s.width; j++, from += s.channels) {
             vec value, slope;
-            activated<A>(load(from, lanes), value, slope);
+            activated<A>(load(from, lanes) * factor + summand, value, slope);
             store(to + j * V, value);
             if (A != IDENTITY) store(slopes + (i * s.width + j) * V, slope);
           }
@@ -243,14 +253,17 @@ static int backward(const float* grad, const float* x, const float* weight, floa
   return failed;
 }
 
-// x (N, H, W, C), weight (C, k, k) -> out (N, H', W', C). Returns 0, or 1 where there is no memory.
-extern "C" int depthwise_forward(const float* x, const float* weight, float* out, const Shape* shape, int activation,
-                                 int threads) {
-  WITH_ACTIVATION(activation, forward, x, weight, out, *shape, threads)
+// x (N, H, W, C), factors and summands (C) or nullptr, weight (C, k, k) -> out (N, H', W', C). Returns 0, or 1 where
+// there is no memory.
+extern "C" int depthwise_forward(const float* x, const float* factors, const float* summands, const float* weight,
+                                 float* out, const Shape* shape, int activation, int threads) {
+  WITH_ACTIVATION(activation, forward, x, factors, summands, weight, out, *shape, threads)
 }
 
-// grad (N, H', W', C), x and weight as above -> x_grad (N, H, W, C), weight_grad (C, k, k).
-extern "C" int depthwise_backward(const float* grad, const float* x, const float* weight, float* x_grad,
-                                  float* weight_grad, const Shape* shape, int activation, int threads) {
-  WITH_ACTIVATION(activation, backward, grad, x, weight, x_grad, weight_grad, *shape, threads)
+// grad (N, H', W', C), the others as above -> x_grad (N, H, W, C), weight_grad (C, k, k). x_grad is the gradient of what
+// the activation was given: x times the factors plus the summands.
+extern "C" int depthwise_backward(const float* grad, const float* x, const float* factors, const float* summands,
+                                  const float* weight, float* x_grad, float* weight_grad, const Shape* shape,
+                                  int activation, int threads) {
+  WITH_ACTIVATION(activation, backward, grad, x, factors, summands, weight, x_grad, weight_grad, *shape, threads)
 }

@@ -39,67 +39,72 @@ class BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         x = _channels_last(x)
-        out = torch.empty_like(x)
-        statistics = _normalize(_rows(x), out, weight, bias, norm)
+        statistics, affine = _statistics(x, weight, bias, norm)
         ctx.save_for_backward(x, weight, statistics)
-        return out
+        return _scaled_and_shifted(x, affine)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, statistics = ctx.saved_tensors
-        x_grad = torch.empty_like(x)
-        weight_grad, bias_grad = _normalize_backward(_channels_last(grad), _rows(x), x_grad, weight, statistics)
-        return x_grad, weight_grad, bias_grad, None
+        return (*_normalize_backward(_channels_last(grad), *ctx.saved_tensors), None)
 
 
-class ConvolutionUnit(torch.autograd.Function):
-    """Activation, depthwise convolution (or none), 1x1 convolution, batch norm in training.
+class ConvolutionUnits(torch.autograd.Function):
+    """Units of activation, depthwise convolution, 1x1 convolution, batch norm in training, one or more in turn.
 
-    Keeps the input, which other operations keep as well, and what the 1x1 convolution and batch norm were given; of the
-    two, an activated map is cheap enough to be made again.
+    Weights are four a unit: of the depthwise convolution (None where the first unit has none), of the 1x1 convolution,
+    of batch norm, and its bias. What is kept of a unit is what its 1x1 convolution and its batch norm were given; batch
+    norm's own output is made again where the next unit needs it, as are activated maps.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        depthwise: Tensor | None,
-        pointwise: Tensor,
-        weight: Tensor,
-        bias: Tensor,
         activation: int,
-        window: Window | None,
-        norm: nn.BatchNorm2d,
+        windows: list[Window | None],
+        norms: list[nn.BatchNorm2d],
+        *weights: Tensor | None,
     ) -> Tensor:
-        x = _channels_last(x)
-        inner = _inner(x, depthwise, activation, window)
-        mixed = _rows(inner) @ pointwise.flatten(1).t()
-        out = _empty(inner.shape[0], pointwise.shape[0], inner.shape[2], inner.shape[3])
-        statistics = _normalize(mixed, out, weight, bias, norm)
-        kept = None if depthwise is None else inner
-        ctx.save_for_backward(x, depthwise, pointwise, weight, kept, mixed, statistics)
-        ctx.activation, ctx.window = activation, window
-        return out
+        given, affine = _channels_last(x), None
+        kept: list[Tensor | None] = [given]
+        for unit, (window, norm) in enumerate(zip(windows, norms)):
+            depthwise, pointwise, weight, bias = weights[4 * unit : 4 * unit + 4]
+            assert pointwise is not None
+            assert depthwise is not None or unit == 0
+            inner = _inner(given, affine, depthwise, activation, window)
+            given = _as_map(_rows(inner) @ pointwise.flatten(1).t(), inner)
+            statistics, affine = _statistics(given, weight, bias, norm)
+            kept += [None if depthwise is None else inner, given, statistics, affine]
+        ctx.save_for_backward(*kept, *weights)
+        ctx.activation, ctx.windows = activation, windows
+        assert affine is not None
+        return _scaled_and_shifted(given, affine)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, depthwise, pointwise, weight, inner, mixed, statistics = ctx.saved_tensors
-        mixed_grad = torch.empty_like(mixed)
-        weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, mixed_grad, weight, statistics)
-        if inner is None:
-            inner = _inner(x, None, ctx.activation, None)
-        pointwise_grad = _laid_out_as(pointwise, mixed_grad.t() @ _rows(inner))
-        inner_grad = mixed_grad @ pointwise.flatten(1)
-        x_grad, depthwise_grad = torch.empty_like(x), None
-        if depthwise is None:
-            _call("activation_backward", inner_grad, x, x_grad, x.numel(), ctx.activation)
-        else:
-            depthwise_grad = _laid_out_as(depthwise, torch.empty(depthwise.numel()))
-            tensors = inner_grad, x, depthwise.contiguous(), x_grad, depthwise_grad
-            _call("depthwise_backward", *tensors, _shape(x, ctx.window), ctx.activation)
-        return x_grad, depthwise_grad, pointwise_grad, weight_grad, bias_grad, None, None, None
+        count, saved = len(ctx.windows), ctx.saved_tensors  # read once: checkpointed cells are made again by it
+        kept, weights = saved[: 1 + 4 * count], saved[1 + 4 * count :]
+        gradients: list[Tensor | None] = []
+        for unit in reversed(range(count)):
+            inner, mixed, statistics, _ = kept[1 + 4 * unit : 5 + 4 * unit]
+            given, affine = (kept[4 * unit - 2], kept[4 * unit]) if unit else (kept[0], None)
+            depthwise, pointwise, weight, _ = weights[4 * unit : 4 * unit + 4]
+            mixed_grad, weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, weight, statistics)
+            if inner is None:
+                inner = _inner(given, affine, None, ctx.activation, None)
+            pointwise_grad = _laid_out_as(pointwise, _rows(mixed_grad).t() @ _rows(inner))
+            inner_grad = _rows(mixed_grad) @ pointwise.flatten(1)
+            grad, depthwise_grad = torch.empty_like(given), None
+            if depthwise is None:
+                _call("activation_backward", inner_grad, given, grad, given.numel(), ctx.activation)
+            else:
+                depthwise_grad = _laid_out_as(depthwise, torch.empty(depthwise.numel()))
+                tensors = inner_grad, given, *_pair(affine), depthwise.contiguous(), grad, depthwise_grad
+                _call("depthwise_backward", *tensors, _shape(given, ctx.windows[unit]), ctx.activation)
+            gradients = [depthwise_grad, pointwise_grad, weight_grad, bias_grad, *gradients]
+        return grad, None, None, None, *gradients
 
 
 def colour_jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> None:
@@ -128,11 +133,14 @@ def _one_block(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _inner(x: Tensor, depthwise: Tensor | None, activation: int, window: Window | None) -> Tensor:
-    """What the 1x1 convolution is given."""
+def _inner(
+    x: Tensor, affine: Tensor | None, depthwise: Tensor | None, activation: int, window: Window | None
+) -> Tensor:
+    """What the 1x1 convolution is given; `affine` (2, C) is a batch norm before the activation."""
     if depthwise is not None and window is not None:
         out = _empty(x.shape[0], x.shape[1], window.outputs(x.shape[2]), window.outputs(x.shape[3]))
-        _call("depthwise_forward", x, depthwise.contiguous(), out, _shape(x, window), activation)
+        tensors = x, *_pair(affine), depthwise.contiguous(), out
+        _call("depthwise_forward", *tensors, _shape(x, window), activation)
         return out
     if not activation:
         return x
@@ -141,22 +149,35 @@ def _inner(x: Tensor, depthwise: Tensor | None, activation: int, window: Window 
     return out
 
 
-def _normalize(x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-    """Normalises x (rows, C) into `out`; returns the batch's mean and inverse deviation (2, C)."""
-    statistics = torch.empty((2, x.shape[1]))
-    tensors = x, out, weight, bias, norm.running_mean, norm.running_var, statistics[0], statistics[1]
-    _call("batch_norm_forward", *tensors, *x.shape, norm.momentum, norm.eps)
-    return statistics
+def _statistics(x: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The batch's mean and inverse deviation (2, C), and batch norm by them: factors and summands (2, C)."""
+    statistics, affine = torch.empty((2, x.shape[1])), torch.empty((2, x.shape[1]))
+    tensors = x, weight, bias, norm.running_mean, norm.running_var, *statistics, *affine
+    _call("batch_norm_statistics", *tensors, *_rows(x).shape, norm.momentum, norm.eps)
+    return statistics, affine
 
 
-def _normalize_backward(
-    grad: Tensor, x: Tensor, x_grad: Tensor, weight: Tensor, statistics: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Writes the gradient of x (rows, C) into `x_grad`; returns those of weight and bias (C)."""
-    weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(weight)
-    tensors = grad, x, weight, statistics[0], statistics[1], x_grad, weight_grad, bias_grad
-    _call("batch_norm_backward", *tensors, *x.shape)
-    return weight_grad, bias_grad
+def _scaled_and_shifted(x: Tensor, affine: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _call("scale_and_shift", x, *affine, out, *_rows(x).shape)
+    return out
+
+
+def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of batch norm's input (a map), weight and bias (C)."""
+    x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    tensors = grad, x, weight, *statistics, x_grad, weight_grad, bias_grad
+    _call("batch_norm_backward", *tensors, *_rows(x).shape)
+    return x_grad, weight_grad, bias_grad
+
+
+def _pair(affine: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if affine is None else (affine[0], affine[1])
+
+
+def _as_map(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows (N * H * W, C) as a map with the N, H and W of another one."""
+    return rows.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
 
 
 def _empty(*shape: int) -> Tensor:
@@ -185,9 +206,10 @@ def _shape(x: Tensor, window: Window) -> Any:
 
 _POINTER, _LONG, _DOUBLE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
-    "depthwise_forward": [_POINTER] * 4 + [_INT] * 2,
-    "depthwise_backward": [_POINTER] * 6 + [_INT] * 2,
-    "batch_norm_forward": [_POINTER] * 8 + [_LONG] * 2 + [_DOUBLE] * 2 + [_INT],
+    "depthwise_forward": [_POINTER] * 6 + [_INT] * 2,
+    "depthwise_backward": [_POINTER] * 8 + [_INT] * 2,
+    "batch_norm_statistics": [_POINTER] * 9 + [_LONG] * 2 + [_DOUBLE] * 2 + [_INT],
+    "scale_and_shift": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
     "batch_norm_backward": [_POINTER] * 8 + [_LONG] * 2 + [_INT],
     "activation_forward": [_POINTER] * 2 + [_LONG] + [_INT] * 2,
     "activation_backward": [_POINTER] * 3 + [_LONG] + [_INT] * 2,

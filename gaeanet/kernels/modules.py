@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnit, Window
+from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnits, Window
 from gaeanet.operations import ConvNorm, DilatedConv, SeparableConv
 
 
@@ -24,31 +24,30 @@ class FastBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (_suits(x) and _is_ordinary(self) and x.numel() > x.shape[1]):
             return super().forward(x)
-        return _applied(BatchNorm, self, x, self.weight, self.bias)
+        _count(self)
+        out: Tensor = BatchNorm.apply(x, self.weight, self.bias, self)
+        return out
 
 
 class FastConvNorm(ConvNorm):
     """Activation, 1x1 convolution, batch norm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _unit(x, *self.op) if _fits(x, self.op) else super().forward(x)
+        return _units(x, self.op) if _fits(x, self.op) else super().forward(x)
 
 
 class FastDilatedConv(DilatedConv):
     """Activation, dilated depthwise, 1x1 convolution, batch norm."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _unit(x, *self.op) if _fits(x, self.op) else super().forward(x)
+        return _units(x, self.op) if _fits(x, self.op) else super().forward(x)
 
 
 class FastSeparableConv(SeparableConv):
     """Activation, depthwise, 1x1 convolution, batch norm, twice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _fits(x, self.op):
-            return super().forward(x)
-        parts = tuple(self.op)
-        return _unit(_unit(x, *parts[:4]), *parts[4:])
+        return _units(x, self.op[:4], self.op[4:]) if _fits(x, self.op) else super().forward(x)
 
 
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
@@ -101,28 +100,24 @@ def _fits(x: Tensor, op: nn.Sequential) -> bool:
     return _suits(x) and values > 1 and all(_is_ordinary(part) for part in op if isinstance(part, _BatchNorm))
 
 
-def _unit(x: Tensor, activation: nn.Module, *convolutions_and_norm: nn.Module) -> Tensor:
-    *depthwise, pointwise, norm = convolutions_and_norm
-    weight, window = None, None
-    for part in depthwise:
-        assert isinstance(part, nn.Conv2d)
-        weight = part.weight
-        window = Window(part.kernel_size[0], part.stride[0], int(part.padding[0]), part.dilation[0])
-    return _applied(
-        ConvolutionUnit,
-        norm,
-        x,
-        weight,
-        pointwise.weight,
-        norm.weight,
-        norm.bias,
-        ACTIVATIONS[type(activation)],
-        window,
-    )
-
-
-def _applied(function: Any, norm: nn.Module, *arguments: Any) -> Tensor:
-    """Calls a function that ends with batch norm, and counts the batch."""
-    norm.num_batches_tracked.add_(1)  # type: ignore[operator]
-    out: Tensor = function.apply(*arguments, norm)
+def _units(x: Tensor, *units: Any) -> Tensor:
+    """Units in turn, each a sequence of activation, depthwise convolution or none, 1x1 convolution, batch norm."""
+    windows: list[Window | None] = []
+    norms: list[nn.Module] = []
+    weights: list[Tensor | None] = []
+    for _, *depthwise, pointwise, norm in units:
+        windows.append(_window(*depthwise) if depthwise else None)
+        norms.append(norm)
+        weights += [depthwise[0].weight if depthwise else None, pointwise.weight, norm.weight, norm.bias]
+        _count(norm)
+    activation = ACTIVATIONS[type(units[0][0])]
+    out: Tensor = ConvolutionUnits.apply(x, activation, windows, norms, *weights)
     return out
+
+
+def _window(depthwise: nn.Conv2d) -> Window:
+    return Window(depthwise.kernel_size[0], depthwise.stride[0], int(depthwise.padding[0]), depthwise.dilation[0])
+
+
+def _count(norm: nn.Module) -> None:
+    norm.num_batches_tracked.add_(1)  # type: ignore[operator]
