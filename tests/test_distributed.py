@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import pytest
 import torch
 import yaml
 from conftest import NET, make_folder, read_log, same_but_for_speed, same_checkpoints
-from sessions import assert_nothing_left, mark, members, shared_memory
+from lives import Life
+from sessions import assert_nothing_left, assert_shared_memory_left, mark, members, shared_memory
 
 from gaeanet.checkpoint import checkpoints, load
 
@@ -75,7 +75,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def together(processes: int, arguments: list[Any], output: Path) -> list[BaseProcess]:
+def together(processes: int, arguments: list[Any], output: Path) -> list[Life]:
     """`gaeanet ARGUMENTS` in so many processes that find each other as torchrun's do, without its start."""
     port = str(free_port())
     return [
@@ -95,7 +95,7 @@ def together(processes: int, arguments: list[Any], output: Path) -> list[BasePro
     ]
 
 
-def joined(processes: list[BaseProcess], output: Path, code: int = 0, timeout: float = 150) -> str:
+def joined(processes: list[Life], output: Path, code: int = 0, timeout: float = 150) -> str:
     """What the first process said, when all have ended."""
     for process in processes:
         process.join(timeout)
@@ -108,14 +108,14 @@ def train_arguments(config: Path, data: Path, run_dir: Path, *more: str) -> list
     return ["train", config, "--data", data, "--run-dir", run_dir, *more]
 
 
-def alone(arguments: list[Any], output: Path) -> BaseProcess:
+def alone(arguments: list[Any], output: Path) -> Life:
     return lives.start([str(word) for word in arguments], output)
 
 
 def wait_for(condition: Callable[[], Any], process: Any, timeout: float = 90) -> None:
     end = time.monotonic() + timeout
     while not condition():
-        ended = not process.is_alive() if isinstance(process, BaseProcess) else process.poll() is not None
+        ended = not process.is_alive() if isinstance(process, Life) else process.poll() is not None
         assert not ended, "ended too early"
         assert time.monotonic() < end, "took too long"
         time.sleep(0.005)
@@ -198,7 +198,7 @@ def test_law_2_twenty_deaths_in_one_run(experiment_file: Write, t3: Path, tmp_pa
         validate_every=3,
     )
 
-    def live(run_dir: str) -> BaseProcess:
+    def live(run_dir: str) -> Life:
         return alone(train_arguments(config, t3, tmp_path / run_dir, "--resume"), tmp_path / "out")
 
     straight = live("straight")
@@ -249,13 +249,13 @@ def test_field_report_52_a_stop_signal_saves_and_ends(
     process = alone(train_arguments(config, t3, run), output)
     wait_for(lambda: logged(run) >= 3, process)
     sent = time.time()
-    os.killpg(process.pid or 0, number)  # to the whole group, as a terminal and a scheduler do: the workers get it too
+    os.killpg(process.pid, number)  # to the whole group, as a terminal and a scheduler do: the workers get it too
     process.join(20)
     assert process.exitcode == 75
     _is_saved_after(run, sent)
     assert f"stopped by {number.name} after step" in output.read_text()
     assert "run again with --resume" in output.read_text()
-    assert shared_memory() <= segments
+    assert_shared_memory_left(segments)
 
 
 def test_field_report_52_torchrun_passes_a_stop_on_to_all(
@@ -286,7 +286,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     run, output = tmp_path / "run", tmp_path / "out"
     process = alone(train_arguments(config, t3, run), output)
     wait_for(lambda: logged(run) >= 10, process)
-    os.kill(process.pid or 0, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 75, output.read_text()
     out = joined(together(2, train_arguments(config, t3, run, "--resume"), output), output)
