@@ -89,9 +89,15 @@ def start(
     return Life(answers)
 
 
-def run(arguments: list[str], output: Path, cwd: Path | None = None, timeout: float = 200) -> tuple[int | None, str]:
+def run(
+    arguments: list[str],
+    output: Path,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    timeout: float = 200,
+) -> tuple[int | None, str]:
     """Runs a command to its end; its exit code (None where it took too long) and what it said."""
-    life = start(arguments, output, cwd=cwd)
+    life = start(arguments, output, environment, cwd)
     life.join(timeout)
     code = life.exitcode
     life.kill()
