@@ -22,7 +22,7 @@ train: $(READY)
 	$(BIN)/gaeanet train const.yaml --resume
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.errors import RequestError
+from gaeanet.startup import importing
 
 if TYPE_CHECKING:
     from gaeanet.processes import Processes
@@ -25,8 +26,9 @@ _WEIGHTS = "which weights (default: those that did better in the checkpoint's va
 @contextmanager
 def _joined() -> Iterator[Processes]:
     """The processes of this command; what fails in the machine meanwhile is told in one line."""
-    from gaeanet.failures import explained
-    from gaeanet.processes import Processes
+    with importing():
+        from gaeanet.failures import explained
+        from gaeanet.processes import Processes
 
     processes = Processes()
     try:
@@ -42,8 +44,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     Without options the numbers are those of the run's log, to the last digit, on the same device.
     """
-    from gaeanet.data.evaluation import open_evaluation_data
-    from gaeanet.trained import find
+    with importing():
+        from gaeanet.data.evaluation import open_evaluation_data
+        from gaeanet.trained import find
 
     trained = find(arguments.checkpoint)
     hp = trained.hyperparameters
@@ -66,7 +69,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 f"{arguments.compare}: knows other classes than {arguments.checkpoint}: nothing to compare"
             )
 
-    from gaeanet.scoring import Options, evaluate_trained, to_json, to_text
+    with importing():
+        from gaeanet.scoring import Options, evaluate_trained, to_json, to_text
 
     settings = (trained.state.get("data") or {}).get("settings") or {}
     options = Options(
@@ -82,7 +86,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def predict(arguments: argparse.Namespace) -> None:
     """Says what a trained network sees in images: the most probable classes of each."""
-    from gaeanet.trained import find
+    with importing():
+        from gaeanet.trained import find
 
     trained = find(arguments.checkpoint)
     kind = trained.kind(arguments.weights)
@@ -92,8 +97,9 @@ def predict(arguments: argparse.Namespace) -> None:
         if place != "-" and not Path(place).exists():
             raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
 
-    from gaeanet.predict import images_of, show
-    from gaeanet.predict import predict as run
+    with importing():
+        from gaeanet.predict import images_of, show
+        from gaeanet.predict import predict as run
 
     rows = run(trained, kind, images_of(arguments.images), batch=arguments.batch_size, top=arguments.top)
     show(rows, arguments.json)
@@ -101,7 +107,8 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     """Writes a trained network in a form that other tools read, and checks it against the network."""
-    from gaeanet.trained import find
+    with importing():
+        from gaeanet.trained import find
 
     trained = find(arguments.checkpoint)
     kind = trained.kind(arguments.weights)
@@ -114,7 +121,8 @@ def export(arguments: argparse.Namespace) -> None:
             if importlib.util.find_spec(name) is None:
                 raise RequestError(f"--format onnx needs the package {name}: pip install 'gaeanet[export]'")
 
-    from gaeanet.export import export as run
+    with importing():
+        from gaeanet.export import export as run
 
     for sentence in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
         print(sentence)
@@ -122,14 +130,16 @@ def export(arguments: argparse.Namespace) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Makes one self-contained page of a run, or of several to compare: curves, images, confusions, recipe, cells."""
-    from gaeanet.run_directory import REPORT, read_run
+    with importing():
+        from gaeanet.run_directory import REPORT, read_run
 
     runs: list[Path] = arguments.runs
     for run in runs:
         read_run(run)
     output = arguments.output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
 
-    from gaeanet.report_page import gather, write_page
+    with importing():
+        from gaeanet.report_page import gather, write_page
 
     with _joined() as processes:
         if processes.world_size > 1:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from gaeanet import __version__
 from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
+from gaeanet.startup import importing
 
 if TYPE_CHECKING:
     from gaeanet.config import Experiment
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
-    from gaeanet.data.sources import open_source
-    from gaeanet.finetune import read_start
-    from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
-    from gaeanet.sinks import factory_of
+    with importing():
+        from gaeanet.data.sources import open_source
+        from gaeanet.finetune import read_start
+        from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
+        from gaeanet.sinks import factory_of
 
     experiment = _experiment(arguments)
     for name in experiment.hyperparameters.track:
@@ -43,7 +45,8 @@ def train(arguments: argparse.Namespace) -> None:
             read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
-    from gaeanet.train import train as run
+    with importing():
+        from gaeanet.train import train as run
 
     with _context(run_dir, start, mirror) as context:
         try:
@@ -71,7 +74,8 @@ def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalC
 
 def _experiment(arguments: argparse.Namespace) -> Experiment:
     """The experiment that the command line names, or the cluster has chosen."""
-    from gaeanet.config import load_experiment
+    with importing():
+        from gaeanet.config import load_experiment
 
     if not _is_trial():
         if arguments.config is None:
@@ -105,8 +109,9 @@ def _mirror(location: str | None, resume: bool) -> Mirror | None:
 
 def plot(arguments: argparse.Namespace) -> None:
     """Draws the curves of one run, or of several together, from their logs."""
-    from gaeanet.report import draw_curves
-    from gaeanet.run_directory import CURVE, read_run
+    with importing():
+        from gaeanet.report import draw_curves
+        from gaeanet.run_directory import CURVE, read_run
 
     runs: list[Path] = arguments.runs
     logs = {str(run) if len(runs) > 1 else run.resolve().name: read_run(run) for run in runs}
@@ -122,7 +127,8 @@ def import_(arguments: argparse.Namespace) -> None:
     if arguments.genotype:
         read_genotype(arguments.genotype)
 
-    from gaeanet.weights_import import import_weights
+    with importing():
+        from gaeanet.weights_import import import_weights
 
     hp = import_weights(arguments.file, arguments.checkpoint, arguments.genotype, arguments.activation)
     print(
@@ -134,8 +140,9 @@ def import_(arguments: argparse.Namespace) -> None:
 
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns ImageNet's archives, a folder tree or a bucket into class folders or shards; stopped, it continues."""
-    from gaeanet.prepare import prepare as run
-    from gaeanet.verify import verify
+    with importing():
+        from gaeanet.prepare import prepare as run
+        from gaeanet.verify import verify
 
     if arguments.destination is None and not arguments.verify:
         raise RequestError("prepare: give a DESTINATION to write to, or --verify to check SOURCE")
@@ -149,8 +156,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def describe(arguments: argparse.Namespace) -> None:
     """Says what a network is and costs and explains its cells; of two, how they differ."""
-    from gaeanet.describe import compare, read_subject
-    from gaeanet.describe import describe as describe_one
+    with importing():
+        from gaeanet.describe import compare, read_subject
+        from gaeanet.describe import describe as describe_one
 
     references: list[str] = arguments.networks or ["gaea-imagenet"]
     if len(references) > 2:

@@ -18,6 +18,7 @@ from gaeanet.config import Experiment, Hyperparameters, experiment_from, load_ex
 from gaeanet.errors import RequestError
 from gaeanet.genotypes import ZOO, Edge, Genotype, read_genotype
 from gaeanet.run_directory import CHECKPOINTS, CONFIG
+from gaeanet.startup import importing
 
 if TYPE_CHECKING:
     from gaeanet.counting import Counts
@@ -168,10 +169,11 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
     size = hp.image_size if image_size is None else image_size
     if size < 32:
         raise RequestError(f"--image-size {size}: the network needs 32 pixels or more")
-    import torch
+    with importing():
+        import torch
 
-    from gaeanet.counting import count
-    from gaeanet.network import CellNetwork
+        from gaeanet.counting import count
+        from gaeanet.network import CellNetwork
 
     network = CellNetwork(
         hp.num_classes,

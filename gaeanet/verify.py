@@ -96,6 +96,7 @@ def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
     ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("forkserver")  # a bucket's client does not live through a fork
+    context.set_forkserver_preload(["gaeanet.data.worker"])  # torch is imported once, not once a core
     with ProcessPoolExecutor(cores, context, initializer=_take_source, initargs=(source,)) as pool:
         for (_, start, stop), found in zip(parts, pool.map(_look, parts)):
             yield stop - start, found

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import lives
 import pytest
 
 from gaeanet.config import Data
@@ -15,14 +15,17 @@ from gaeanet.data.sources import open_location
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def run(*arguments: object) -> str:
-    command = [sys.executable, str(BENCHMARKS / str(arguments[0])), *map(str, arguments[1:])]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., str]:
+    def benchmark(file: str, *arguments: object) -> str:
+        code, said = lives.run(["python", str(BENCHMARKS / file), *map(str, arguments)], tmp_path / "said")
+        assert code == 0, said
+        return said
+
+    return benchmark
 
 
-def test_requests_in_flight(tmp_path: Path) -> None:
+def test_requests_in_flight(run: Callable[..., str]) -> None:
     out = run("requests_in_flight.py", "--objects", 600, "--latency", 0.005, "--seconds", 0.3)
     speeds = [float(match) for match in re.findall(r": +(\d+) images/s", out)]
     assert len(speeds) == 8
@@ -45,13 +48,13 @@ def test_what_scale_measures_is_a_whole_data_set(kind: str, tmp_path: Path, monk
 
 
 @pytest.mark.slow
-def test_scale(tmp_path: Path) -> None:
+def test_scale(run: Callable[..., str], tmp_path: Path) -> None:
     out = run("scale.py", "shards", "--train", 1500, "--val", 1000, "--small", 0, "--workers", 1, "--dir", tmp_path)
     assert re.search(r"shards .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)
 
 
 @pytest.mark.slow
-def test_speed_beside_the_plain_way() -> None:
+def test_speed_beside_the_plain_way(run: Callable[..., str]) -> None:
     """The gate that both ways agree is passed, and every part prints its rows."""
     tiny = ["--channels", 8, "--layers", 3, "--size", 32, "--batch", 4, "--rounds", 1, "--steps", 1]
     rows = re.findall(r"^\| ([a-zA-Z ]+).*\d \(\d", run("speed.py", *tiny), re.MULTILINE)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import pytest
 import torch
 import yaml
 from conftest import NET, make_folder, read_log, same_but_for_speed, same_checkpoints
-from sessions import assert_nothing_left, mark, members, shared_memory
+from lives import Life
+from sessions import assert_nothing_left, assert_shared_memory_left, mark, members, shared_memory
 
 from gaeanet.checkpoint import checkpoints, load
 
@@ -29,14 +29,23 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 Write = Callable[..., Path]
 Start = Callable[..., subprocess.Popen[str]]
+Agent = Callable[..., Life]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 MODEL_DEF = str(ROOT / "model_def.py")
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts commands with a mark in their environment, and leaves nothing of them behind."""
-    marked = mark()
+def marked() -> Iterator[dict[str, str]]:
+    """A mark for the environment of commands, of which nothing is left behind."""
+    mine = mark()
+    yield mine
+    for pid in members(mine):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def start(tmp_path: Path, marked: dict[str, str]) -> Start:
+    """Starts commands with that mark."""
 
     def run(*command: Any, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -49,10 +58,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
             start_new_session=True,
         )
 
-    run.marked = marked  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.fixture
+def agent(tmp_path: Path, marked: dict[str, str]) -> Iterator[Agent]:
+    """Starts torchrun's agent, itself a life, with that mark for the processes that it starts; its output is named."""
+    agents: list[Life] = []
+
+    def run(output: str, *arguments: Any) -> Life:
+        words = ["torchrun", *map(str, arguments)]
+        agents.append(lives.start(words, tmp_path / output, {"PYTHONPATH": str(ROOT), **marked}, tmp_path))
+        return agents[-1]
+
     yield run
-    for pid in members(marked):
-        os.kill(pid, signal.SIGKILL)
+    for life in agents:
+        life.kill()
 
 
 def finish(process: subprocess.Popen[str], code: int | None = 0, timeout: float = 150) -> str:
@@ -62,11 +83,9 @@ def finish(process: subprocess.Popen[str], code: int | None = 0, timeout: float 
     return out
 
 
-def torchrun(
-    processes: int, config: Path, data: Path, run_dir: str, *more: str, options: tuple[str, ...] = ()
-) -> list[Any]:
-    arguments = [MODEL_DEF, config, "--data", data, "--run-dir", run_dir, *more]
-    return [*TORCHRUN, "--standalone", "--nproc_per_node", processes, *options, *arguments]
+def torchrun(processes: int, config: Path, data: Path, run_dir: str, options: tuple[str, ...] = ()) -> list[Any]:
+    arguments = [MODEL_DEF, config, "--data", data, "--run-dir", run_dir]
+    return ["--standalone", "--nproc_per_node", processes, *options, *arguments]
 
 
 def free_port() -> int:
@@ -75,7 +94,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def together(processes: int, arguments: list[Any], output: Path) -> list[BaseProcess]:
+def together(processes: int, arguments: list[Any], output: Path) -> list[Life]:
     """`gaeanet ARGUMENTS` in so many processes that find each other as torchrun's do, without its start."""
     port = str(free_port())
     return [
@@ -95,7 +114,7 @@ def together(processes: int, arguments: list[Any], output: Path) -> list[BasePro
     ]
 
 
-def joined(processes: list[BaseProcess], output: Path, code: int = 0, timeout: float = 150) -> str:
+def joined(processes: list[Life], output: Path, code: int = 0, timeout: float = 150) -> str:
     """What the first process said, when all have ended."""
     for process in processes:
         process.join(timeout)
@@ -108,14 +127,14 @@ def train_arguments(config: Path, data: Path, run_dir: Path, *more: str) -> list
     return ["train", config, "--data", data, "--run-dir", run_dir, *more]
 
 
-def alone(arguments: list[Any], output: Path) -> BaseProcess:
+def alone(arguments: list[Any], output: Path) -> Life:
     return lives.start([str(word) for word in arguments], output)
 
 
 def wait_for(condition: Callable[[], Any], process: Any, timeout: float = 90) -> None:
     end = time.monotonic() + timeout
     while not condition():
-        ended = not process.is_alive() if isinstance(process, BaseProcess) else process.poll() is not None
+        ended = not process.is_alive() if isinstance(process, Life) else process.poll() is not None
         assert not ended, "ended too early"
         assert time.monotonic() < end, "took too long"
         time.sleep(0.005)
@@ -198,7 +217,7 @@ def test_law_2_twenty_deaths_in_one_run(experiment_file: Write, t3: Path, tmp_pa
         validate_every=3,
     )
 
-    def live(run_dir: str) -> BaseProcess:
+    def live(run_dir: str) -> Life:
         return alone(train_arguments(config, t3, tmp_path / run_dir, "--resume"), tmp_path / "out")
 
     straight = live("straight")
@@ -225,13 +244,12 @@ def test_law_2_twenty_deaths_in_one_run(experiment_file: Write, t3: Path, tmp_pa
 
 
 def test_torchrun_restarts_a_killed_process_and_the_weights_are_the_same(
-    start: Start, undisturbed: tuple[Path, Path, Path], tmp_path: Path
+    start: Start, marked: dict[str, str], undisturbed: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     config, data, straight = undisturbed
     segments = shared_memory()
-    process = start(*torchrun(2, config, data, "broken", options=("--max-restarts", "3")))
+    process = start(*TORCHRUN, *torchrun(2, config, data, "broken", options=("--max-restarts", "3")))
     wait_for(lambda: logged(tmp_path / "broken") >= 14, process)
-    marked = start.marked  # type: ignore[attr-defined]
     os.kill(min(members(marked, "RANK=1")), signal.SIGKILL)
     out = finish(process)
     assert "resumed after step" in out
@@ -249,28 +267,30 @@ def test_field_report_52_a_stop_signal_saves_and_ends(
     process = alone(train_arguments(config, t3, run), output)
     wait_for(lambda: logged(run) >= 3, process)
     sent = time.time()
-    os.killpg(process.pid or 0, number)  # to the whole group, as a terminal and a scheduler do: the workers get it too
+    os.killpg(process.pid, number)  # to the whole group, as a terminal and a scheduler do: the workers get it too
     process.join(20)
     assert process.exitcode == 75
     _is_saved_after(run, sent)
     assert f"stopped by {number.name} after step" in output.read_text()
     assert "run again with --resume" in output.read_text()
-    assert shared_memory() <= segments
+    assert_shared_memory_left(segments)
 
 
 def test_field_report_52_torchrun_passes_a_stop_on_to_all(
-    start: Start, experiment_file: Write, t3: Path, tmp_path: Path
+    agent: Agent, marked: dict[str, str], experiment_file: Write, t3: Path, tmp_path: Path
 ) -> None:
     config = experiment_file(data={"num_workers_train": 2}, epochs=400, validate_every=400)
     segments = shared_memory()
-    process = start(*torchrun(2, config, t3, "run"))
+    process = agent("out", *torchrun(2, config, t3, "run"))
     wait_for(lambda: logged(tmp_path / "run") >= 3, process)
     sent = time.time()
     process.send_signal(signal.SIGTERM)
-    out = finish(process, code=None, timeout=30)
+    process.join(30)
+    assert not process.is_alive()
+    out = (tmp_path / "out").read_text()
     _is_saved_after(tmp_path / "run", sent)
     assert "stopped by SIGTERM after step" in out
-    assert_nothing_left(start.marked, segments)  # type: ignore[attr-defined]
+    assert_nothing_left(marked, segments)
 
 
 def _is_saved_after(run_dir: Path, sent: float) -> None:
@@ -286,7 +306,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     run, output = tmp_path / "run", tmp_path / "out"
     process = alone(train_arguments(config, t3, run), output)
     wait_for(lambda: logged(run) >= 10, process)
-    os.kill(process.pid or 0, signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
     process.join(60)
     assert process.exitcode == 75, output.read_text()
     out = joined(together(2, train_arguments(config, t3, run, "--resume"), output), output)
@@ -297,40 +317,43 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     assert rates == expected
 
 
-def test_two_nodes_train_and_resume(start: Start, undisturbed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_two_nodes_train_and_resume(agent: Agent, undisturbed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """Two launchers that meet on loopback, as on two machines with a common file system."""
     config, data, straight = undisturbed
     port = free_port()
 
-    def launch(node: int, *more: str) -> Any:
+    def launch(node: int, *more: str) -> Life:
         rendezvous = ["--nnodes", 2, "--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", port]
-        return start(
-            *TORCHRUN, *rendezvous, "--nproc_per_node", 1, MODEL_DEF, config, "--data", data, "--run-dir", "run", *more
-        )
+        arguments = [MODEL_DEF, config, "--data", data, "--run-dir", "run", *more]
+        return agent(f"out-{node}", *rendezvous, "--nproc_per_node", 1, *arguments)
 
     nodes = [launch(0), launch(1)]
     wait_for(lambda: logged(tmp_path / "run") >= 8, nodes[0])
     for node in nodes:
         node.send_signal(signal.SIGTERM)
     for node in nodes:
-        finish(node, code=None, timeout=30)
+        node.join(30)
+        assert not node.is_alive()
     done = load(checkpoints(tmp_path / "run" / "checkpoints")[-1])[1]["batches"]
     assert 8 <= done < 80
-    outs = [finish(node) for node in [launch(0, "--resume"), launch(1, "--resume")]]
-    assert f"resumed after step {done}" in outs[0]
+    out = joined([launch(0, "--resume"), launch(1, "--resume")], tmp_path / "out")
+    assert f"resumed after step {done}" in out
     same_checkpoints(straight, tmp_path / "run")
 
 
 def test_an_error_on_one_process_ends_all_with_its_message(
-    start: Start, experiment_file: Write, t3: Path, tmp_path: Path
+    agent: Agent, marked: dict[str, str], experiment_file: Write, t3: Path, tmp_path: Path
 ) -> None:
     for image in list((t3 / "train").glob("*/*"))[:1]:
         image.write_bytes(b"\xff\xd8\xff not a whole image")
     config = experiment_file(data={"max_bad": 0}, epochs=400)
-    out = finish(start(*torchrun(2, config, t3, "run")), code=1, timeout=60)
+    process = agent("out", *torchrun(2, config, t3, "run"))
+    process.join(60)
+    out = (tmp_path / "out").read_text()
+    assert process.exitcode == 1, out
     assert str(image) in out
     assert "gaeanet, process" in out
-    assert not members(start.marked)  # type: ignore[attr-defined]
+    assert not members(marked)
 
 
 def test_field_report_47_few_file_handles_end_in_a_hint(start: Start, experiment_file: Write, t3: Path) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lives
 import pytest
 import timm
 import torch
@@ -47,11 +45,11 @@ def torchrun_run(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) ->
     values = {**NET, "num_classes": 4, "epochs": 1, "auxiliary": True, "drop_path_prob": 0.2, "freeze": 1}
     block = {"num_workers_train": 0, "num_workers_val": 0}
     config.write_text(json.dumps({"name": "tiny", "data": block, "hyperparameters": values}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["torchrun", "--standalone", "--nproc_per_node", "2"]
     command += [str(Path(__file__).parent.parent / "model_def.py"), str(config), "--data", str(data)]
     command += ["--init", str(tiny_run.run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, "--run-dir", str(root / "run")], check=True, capture_output=True, env=environment)
+    code, said = lives.run([*command, "--run-dir", str(root / "run")], root / "said")
+    assert code == 0, said
     return TinyRun(root / "run", data)
 
 

@@ -281,10 +281,10 @@ def picked_batches(
 
 
 def _start_method(source: Source, workers: int) -> str | None:
-    """How to start the workers; the server that starts them has imported this module once for all of them."""
+    """How to start the workers; the server that starts them has imported what they need once for all."""
     if not workers or source.start_method is None:
         return None
-    multiprocessing.set_forkserver_preload([__name__])
+    multiprocessing.set_forkserver_preload(["gaeanet.data.worker"])
     return source.start_method
 
 

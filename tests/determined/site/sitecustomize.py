@@ -1,10 +1,12 @@
 """Gives the real harness a container of its own: what it keeps in /run/determined lies where TASK_CONTAINER says.
 
-Nothing else of it is changed. So tests need no root, run side by side and leave nothing behind.
+Nothing else that it does is changed. So tests need no root, run side by side and leave nothing behind.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib.abc
 import importlib.machinery
 import os
@@ -36,4 +38,7 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 if CONTAINER:
+    # A trial is some ten processes; each would look for garbage among all that it imports, and at its end again.
+    gc.set_threshold(100_000, 50, 100)
+    atexit.register(gc.freeze)
     sys.meta_path.insert(0, Finder())
