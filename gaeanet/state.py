@@ -124,7 +124,7 @@ class TrainingState:
             apart = isinstance(self._shared, DistributedDataParallel) and part < parts
             exchange = self._shared.no_sync() if apart else nullcontext()  # type: ignore[operator]
             with exchange:
-                self._scaler.scale(self._loss(x, y, sums)).backward()
+                self._backward(self._loss(*self._on_device(x, y), sums))
 
         self._scaler.unscale_(self.optimizer)  # a scaled gradient would be clipped thousands of times too hard
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hp.clip_gradients_l2_norm or torch.inf)
@@ -142,11 +142,18 @@ class TrainingState:
         self._scaler.update()
         self.batches += 1
 
+    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """A part as the network takes it: normalised float32 images, and labels, on the device."""
+        images = normalize(images.to(self._device, non_blocking=True))
+        return images, labels.to(self._device, non_blocking=True)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Adds a part's gradients up."""
+        self._scaler.scale(loss).backward()
+
     def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
         """A part's contribution to the mean loss over the global batch, tower included; counts into `sums`."""
         hp = self._hp
-        images = normalize(images.to(self._device, non_blocking=True))
-        labels = labels.to(self._device, non_blocking=True)
         dtype = devices.DTYPES[self.precision]
         with torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32):
             outputs = self._shared(images)
