@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -107,6 +108,42 @@ def _mirror(location: str | None, resume: bool) -> Mirror | None:
     return mirror
 
 
+def bench(arguments: argparse.Namespace) -> None:
+    """Measures each stage of training on this machine with these images: what limits it, and how long the run takes."""
+    from gaeanet.config import load_experiment
+    from gaeanet.data.sources import open_source
+
+    if _is_trial() or "WORLD_SIZE" in os.environ:
+        raise RequestError("bench: measures one process; start it by itself, not with torchrun or on a cluster")
+    if not arguments.seconds >= 1:
+        raise RequestError(f"--seconds {arguments.seconds:g}: give it a second or more")
+    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    began = time.perf_counter()
+    source = open_source(experiment)
+    listing = time.perf_counter() - began
+
+    from rich.console import Console
+
+    from gaeanet.bench import Bench
+    from gaeanet.bench_report import facts_of, to_json, to_text
+    from gaeanet.failures import explained
+
+    run_dir = (Path("runs") / experiment.name).absolute()
+    beside = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind then either
+    try:
+        with Console(stderr=True).status("", refresh_per_second=2) as status:
+            measuring = Bench(experiment, source, arguments.seconds, lambda what: status.update(f"measuring {what}"))
+            findings = measuring.run(beside)
+    except (RuntimeError, OSError) as error:
+        raise explained(error) or error from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    findings.seconds["listing"] = listing
+    facts = facts_of(experiment, source, findings)
+    print(to_json(facts) if arguments.json else to_text(facts))
+
+
 def plot(arguments: argparse.Namespace) -> None:
     """Draws the curves of one run, or of several together, from their logs."""
     with importing():
@@ -196,7 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
     )
-    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
+    _add_changes(command)
     command.add_argument(
         "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
     )
@@ -215,13 +252,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
     )
+
+    command = commands.add_parser("bench", help="measure what limits the speed here", description=bench.__doc__)
+    command.set_defaults(run=bench)
+    command.add_argument("config", metavar="CONFIG", type=Path, help="the experiment file")
+    _add_changes(command)
     command.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="set one value, for example hyperparameters.epochs=5; may be repeated",
+        "--seconds", metavar="N", type=float, default=60.0, help="about how long it may take (default: 60)"
     )
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = commands.add_parser("plot", help="draw a run's curves", description=plot.__doc__)
     command.set_defaults(run=plot)
@@ -268,6 +307,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_changes(command: argparse.ArgumentParser) -> None:
+    """Adds the options by which a command line changes an experiment file."""
+    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one value, for example hyperparameters.epochs=5; may be repeated",
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
     try:
@@ -280,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("gaeanet: interrupted; continue with --resume from the last checkpoint", file=sys.stderr)
+        print("gaeanet: interrupted; a run continues from its last checkpoint with --resume", file=sys.stderr)
         return 130
     return 0
 

@@ -75,7 +75,7 @@ class Display:
 
     def time_left(self) -> str:
         """Time to the end of the run, in words."""
-        return _duration(self._clock.left())
+        return duration(self._clock.left())
 
     def _training(self, line: dict[str, Any]) -> str:
         return (
@@ -127,7 +127,8 @@ class _Clock:
         return self._remaining * per_step + max(0, self._validations - self._validated) * per_validation
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: seconds to days."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{round(seconds)} s"

@@ -108,10 +108,11 @@ def test_a_command_of_readme_works(command: str, tmp_path: Path, t3: Path, tiny_
         words = [next(places) if word.startswith("/path/to/") else word for word in words]
     elif words[1] == "describe":
         words = [str(tmp_path / word) if word.endswith(".svg") else word for word in words]
-    elif "train" in words:
+    elif words[1] == "bench" or "train" in words:
         words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
         words += [argument for value in [*TINY, "hyperparameters.num_classes=3"] for argument in ("--set", value)]
-        words += [*data, "--set", "hyperparameters.global_batch_size=9", "--run-dir", str(tmp_path / "run")]
+        words += [*data, "--set", "hyperparameters.global_batch_size=9"]
+        words += ["--seconds", "2"] if words[1] == "bench" else ["--run-dir", str(tmp_path / "run")]
     else:
         pytest.fail(f"README has a command that this test does not know how to run: {command}")
     assert words[0] == "gaeanet", f"README has a command that this test does not know how to run: {command}"
