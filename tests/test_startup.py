@@ -42,4 +42,4 @@ def test_nothing_is_set_apart_where_nothing_was_imported() -> None:
     with pytest.raises(KeyError), importing():
         raise KeyError
     assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen  # what was set apart may still die
