@@ -74,7 +74,7 @@ class ConvolutionUnit(torch.autograd.Function):
     ) -> Tensor:
         x = _channels_last(x)
         inner = _inner(x, depthwise, activation, window)
-        mixed = _rows(inner) @ pointwise.flatten(1).t()
+        mixed = _rows(inner) @ _dense(pointwise, inner.shape[1]).t()
         out = _empty(inner.shape[0], pointwise.shape[0], inner.shape[2], inner.shape[3])
         statistics = _normalize(mixed, out, weight, bias, norm)
         kept = None if depthwise is None else inner
@@ -90,8 +90,10 @@ class ConvolutionUnit(torch.autograd.Function):
         weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, mixed_grad, weight, statistics)
         if inner is None:
             inner = _inner(x, None, ctx.activation, None)
-        pointwise_grad = _laid_out_as(pointwise, mixed_grad.t() @ _rows(inner))
-        inner_grad = mixed_grad @ pointwise.flatten(1)
+        pointwise_grad = None
+        if ctx.needs_input_grad[2]:
+            pointwise_grad = _laid_out_as(pointwise, _blocks(mixed_grad.t() @ _rows(inner), pointwise.shape[1]))
+        inner_grad = mixed_grad @ _dense(pointwise, inner.shape[1])
         x_grad, depthwise_grad = torch.empty_like(x), None
         if depthwise is None:
             _call("activation_backward", inner_grad, x, x_grad, x.numel(), ctx.activation)
@@ -100,6 +102,26 @@ class ConvolutionUnit(torch.autograd.Function):
             tensors = inner_grad, x, depthwise.contiguous(), x_grad, depthwise_grad
             _call("depthwise_backward", *tensors, _shape(x, ctx.window), ctx.activation)
         return x_grad, depthwise_grad, pointwise_grad, weight_grad, bias_grad, None, None, None
+
+
+def _dense(pointwise: Tensor, channels: int) -> Tensor:
+    """A 1x1 convolution's weight as a matrix (outputs, channels); that of a grouped one has zeros between its groups.
+
+    Groups are few and narrow, where one product with zeros takes less time than many small ones.
+    """
+    matrix = pointwise.flatten(1)
+    if matrix.shape[1] == channels:
+        return matrix
+    return torch.block_diag(*matrix.chunk(channels // matrix.shape[1]))
+
+
+def _blocks(matrix: Tensor, width: int) -> Tensor:
+    """The blocks on the diagonal of `matrix` (outputs, channels), one below the other: (outputs, width)."""
+    groups = matrix.shape[1] // width
+    if groups == 1:
+        return matrix
+    each = matrix.shape[0] // groups
+    return torch.cat([matrix[g * each : (g + 1) * each, g * width : (g + 1) * width] for g in range(groups)])
 
 
 def _inner(x: Tensor, depthwise: Tensor | None, activation: int, window: Window | None) -> Tensor:

@@ -7,6 +7,7 @@ and does otherwise as its parent class does. Hooks on the parts inside a fast mo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnit, Window
-from gaeanet.operations import ConvNorm, DilatedConv, SeparableConv
+from gaeanet.operations import ConvNorm, DilatedConv, ParallelConv, SeparableConv
 
 
 class FastBatchNorm2d(nn.BatchNorm2d):
@@ -24,7 +25,7 @@ class FastBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (_suits(x) and _is_ordinary(self) and x.numel() > x.shape[1]):
             return super().forward(x)
-        return _applied(BatchNorm, self, x, self.weight, self.bias)
+        return _applied(BatchNorm, self, x, *_affine(self))
 
 
 class FastConvNorm(ConvNorm):
@@ -51,11 +52,22 @@ class FastSeparableConv(SeparableConv):
         return _unit(_unit(x, *parts[:4]), *parts[4:])
 
 
+class FastParallelConv(ParallelConv):
+    """Activation, depthwise, 1x1 convolution, batch norm, for several edges side by side."""
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        parts = self.activation, self.depthwise, self.pointwise, self.norm
+        if not _fits(x, parts):
+            return super().forward(x, scale)
+        return _unit(x, *parts, scale=scale)
+
+
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: FastBatchNorm2d,
     ConvNorm: FastConvNorm,
     DilatedConv: FastDilatedConv,
     SeparableConv: FastSeparableConv,
+    ParallelConv: FastParallelConv,
 }
 _PLAIN = {fast: plain for plain, fast in _FAST.items()}
 
@@ -87,35 +99,47 @@ def _is_ordinary(norm: nn.Module) -> bool:
     return (
         isinstance(norm, FastBatchNorm2d)
         and norm.training
-        and norm.affine
         and norm.running_mean is not None
+        and norm.running_mean.dtype is torch.float32
         and norm.momentum is not None
-        and norm.weight.dtype is torch.float32
     )
 
 
-def _fits(x: Tensor, op: nn.Sequential) -> bool:
+def _fits(x: Tensor, op: Iterable[nn.Module]) -> bool:
     """Whether the kernels can do all of a module; a batch of one value a channel is for PyTorch to refuse."""
+    op = list(op)
     stride = max(part.stride[0] for part in op if isinstance(part, nn.Conv2d))
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     return _suits(x) and values > 1 and all(_is_ordinary(part) for part in op if isinstance(part, _BatchNorm))
 
 
-def _unit(x: Tensor, activation: nn.Module, *convolutions_and_norm: nn.Module) -> Tensor:
+def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Batch norm's weight and bias; ones and zeros where it has none."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    if norm.affine:
+        return norm.weight, norm.bias
+    return torch.ones(norm.num_features), torch.zeros(norm.num_features)
+
+
+def _unit(
+    x: Tensor, activation: nn.Module, *convolutions_and_norm: nn.Module, scale: Tensor | None = None
+) -> Tensor:
+    """Runs the kernel of one unit; `scale` (C,) stands in for the weight of batch norm without affine."""
     *depthwise, pointwise, norm = convolutions_and_norm
     weight, window = None, None
     for part in depthwise:
         assert isinstance(part, nn.Conv2d)
         weight = part.weight
         window = Window(part.kernel_size[0], part.stride[0], int(part.padding[0]), part.dilation[0])
+    factor, shift = _affine(norm)
     return _applied(
         ConvolutionUnit,
         norm,
         x,
         weight,
         pointwise.weight,
-        norm.weight,
-        norm.bias,
+        factor if scale is None else scale.contiguous(),  # it may be a column
+        shift,
         ACTIVATIONS[type(activation)],
         window,
     )
