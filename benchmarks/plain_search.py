@@ -120,8 +120,8 @@ def take_over(plain: nn.Module, ours: SearchCell) -> None:
             skip = operations[CANDIDATES.index("skip_connect")]
             if isinstance(skip, FactorizedReduce):
                 half = slice(place * c // 2, (place + 1) * c // 2)
-                skip.conv_1.weight.copy_(fan.reduce.convolutions[0].weight[half])
-                skip.conv_2.weight.copy_(fan.reduce.convolutions[1].weight[half])
+                skip.conv_1.weight.copy_(fan.reduction.convolutions[0].weight[half])
+                skip.conv_2.weight.copy_(fan.reduction.convolutions[1].weight[half])
             for operation, halves in zip(operations[4:], fan.convolutions):
                 convolutions = [module for module in operation.modules() if isinstance(module, nn.Conv2d)]
                 weights = [w for half in halves for w in (half.depthwise.weight, half.pointwise.weight)]

@@ -205,7 +205,7 @@ class Hyperparameters(Block):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
-    track: list[str] = []
+    track: list[str] = Field([])
     """Trackers to tell beside the log: tensorboard, or module:callable (see gaeanet/sinks.py)."""
     init_checkpoint: str | None = None
     """A trained network to start from; with another number of classes its classifier and tower head start anew."""
@@ -291,7 +291,7 @@ class Experiment(Block):
 
     data: Data = Data()
     hyperparameters: Hyperparameters = Hyperparameters()
-    cluster: dict[str, Any] = {}
+    cluster: dict[str, Any] = Field({})
 
     @property
     def name(self) -> str:

@@ -79,8 +79,8 @@ def build_stem(
     3 * `width` at its whole size.
     """
     if stem == "cifar":
-        layers = [nn.Conv2d(in_chans, 3 * width, 3, padding=1, bias=False, **factory), nn.BatchNorm2d(3 * width, **factory)]
-        return nn.Sequential(*layers), nn.Identity()
+        convolution = nn.Conv2d(in_chans, 3 * width, 3, padding=1, bias=False, **factory)
+        return nn.Sequential(convolution, nn.BatchNorm2d(3 * width, **factory)), nn.Identity()
     if stem != "imagenet":
         raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
     half = width // 2

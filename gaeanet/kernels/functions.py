@@ -112,7 +112,8 @@ def _dense(pointwise: Tensor, channels: int) -> Tensor:
     matrix = pointwise.flatten(1)
     if matrix.shape[1] == channels:
         return matrix
-    return torch.block_diag(*matrix.chunk(channels // matrix.shape[1]))
+    dense: Tensor = torch.block_diag(*matrix.chunk(channels // matrix.shape[1]))
+    return dense
 
 
 def _blocks(matrix: Tensor, width: int) -> Tensor:

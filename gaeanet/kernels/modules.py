@@ -121,9 +121,7 @@ def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     return torch.ones(norm.num_features), torch.zeros(norm.num_features)
 
 
-def _unit(
-    x: Tensor, activation: nn.Module, *convolutions_and_norm: nn.Module, scale: Tensor | None = None
-) -> Tensor:
+def _unit(x: Tensor, activation: nn.Module, *convolutions_and_norm: nn.Module, scale: Tensor | None = None) -> Tensor:
     """Runs the kernel of one unit; `scale` (C,) stands in for the weight of batch norm without affine."""
     *depthwise, pointwise, norm = convolutions_and_norm
     weight, window = None, None

@@ -1,6 +1,6 @@
 """From the weights of a search to a genotype, within a budget of multiply-adds where one is given.
 
-The rule of the DARTS family (Liu et al. 2019, arXiv 1806.09055, section 2.4; Xu et al. 2020 for edge weights): each node
+The rule of the DARTS family (Liu et al. 2019, arXiv 1806.09055, section 2.4; Xu et al. 2020 for edge weights): a node
 keeps the two incoming edges of greatest strength, the edge's weight times that of its strongest operation other than
 `none`, and on each of them that operation. This is the cell whose strengths have the greatest sum, so a budget needs no
 second rule: of the cells that fit it, the one of the greatest sum is taken. Nothing here needs torch.

@@ -19,8 +19,8 @@ from gaeanet.search.space import CANDIDATES, CELLS, EDGES, INTO, CellWeights, We
 SMALLEST = 1e-5
 """Weights are raised to this before they are normalised, so that none is ever lost."""
 
-ADAM = {"betas": (0.5, 0.999), "weight_decay": 1e-3}
-"""The baselines' optimizer, as in the DARTS and PC-DARTS scripts."""
+BETAS, WEIGHT_DECAY = (0.5, 0.999), 1e-3
+"""Of the baselines' Adam, as in the DARTS and PC-DARTS scripts."""
 
 Mixture = Sequence[Tensor]
 """Operation weights (edges, candidates) of the normal and the reduction cell, then their edge weights (edges,)."""
@@ -35,7 +35,8 @@ def exponentiated_gradient(weights: Tensor, gradient: Tensor, rate: float) -> Te
     """
     # In logarithms no gradient is too large: exp alone would overflow where a softmax does not.
     moved = torch.softmax(weights.log() - rate * gradient, dim=-1).clamp_(min=SMALLEST)
-    return moved / moved.sum(-1, keepdim=True)
+    normalised: Tensor = moved / moved.sum(-1, keepdim=True)
+    return normalised
 
 
 def entropy(rows: Tensor) -> Tensor:
@@ -62,7 +63,9 @@ class Architecture:
                 edges[list(into)] = 1 / len(into)
         kinds = [operations] * 2 + [edges] * 2 * (self._method != "darts")
         self.parameters = [kind.clone().requires_grad_() for kind in kinds]
-        self._adam = None if self._method == "gaea" else torch.optim.Adam(self.parameters, lr=self._rate, **ADAM)
+        self._adam: torch.optim.Adam | None = None
+        if self._method != "gaea":
+            self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
 
     def mixture(self) -> Mixture:
         """The weights that multiply operations and edges; gradients reach `parameters` through them."""
@@ -77,7 +80,7 @@ class Architecture:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Moves the parameters, at `scale` times the learning rate, by the gradients of the loss with regard to them."""
+        """Moves the parameters by the loss's gradients with regard to them, at `scale` times the learning rate."""
         if self._adam is not None:
             for group in self._adam.param_groups:
                 group["lr"] = self._rate * scale
@@ -125,15 +128,16 @@ class Architecture:
         if self._adam is not None:
             moments: dict[int, dict[str, Any]] = {}
             for name, value in tensors.items():
-                number, _, what = name.partition(".")
+                place, _, what = name.partition(".")
                 if what:
-                    moments.setdefault(int(number), {})[what] = value.clone()
+                    moments.setdefault(int(place), {})[what] = value.clone()
             self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
 
 
 def _by_node(edges: Tensor) -> Sequence[Tensor]:
     """A value for each edge (edges,), in parts of those into one node."""
-    return edges.split([len(into) for into in INTO])
+    parts: Sequence[Tensor] = edges.split([len(into) for into in INTO])
+    return parts
 
 
 def mixture_of(weights: Weights, device: torch.device, dtype: torch.dtype = torch.float32) -> Mixture:

@@ -24,7 +24,9 @@ from gaeanet.search.mirror_descent import Mixture
 from gaeanet.search.space import CANDIDATES, CONCAT, EDGES
 
 _MAX, _AVG, _SKIP = (CANDIDATES.index(name) for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect"))
-_CONVOLUTIONS = [(number, *name.split("_conv_")) for number, name in enumerate(CANDIDATES) if "_conv_" in name]
+_CONVOLUTIONS = [
+    (number, name[:3], int(name[-1])) for number, name in enumerate(CANDIDATES) if name.startswith(("sep_", "dil_"))
+]
 
 LEAVING = [[number for number, (source, _) in enumerate(EDGES) if source == state] for state in range(CONCAT[-1])]
 """The numbers of the edges that leave each state."""
@@ -44,10 +46,10 @@ class FanOut(nn.Module):
         self.edges, self.channels = edges, channels
         self.max_pool = nn.Sequential(nn.MaxPool2d(3, stride, 1), nn.BatchNorm2d(channels))
         self.avg_pool = nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), nn.BatchNorm2d(channels))
-        self.reduce = ParallelReduce(edges, channels) if stride == 2 else None
+        self.reduction = ParallelReduce(edges, channels) if stride == 2 else None
         self.convolutions = nn.ModuleList()
-        for _, kind, size in _CONVOLUTIONS:
-            kernel, dilation = int(size[0]), 2 if kind == "dil" else 1
+        for _, kind, kernel in _CONVOLUTIONS:
+            dilation = 2 if kind == "dil" else 1
             halves = [ParallelConv(edges, channels, kernel, stride, dilation, activation)]
             if kind == "sep":
                 halves.append(ParallelConv(edges, channels, kernel, 1, dilation, activation))
@@ -58,14 +60,14 @@ class FanOut(nn.Module):
         """Maps (N, c, H, W) and the candidates' weights (edges, 8) to the edges' mixtures (N, edges * c, H', W')."""
         per_channel = weights.repeat_interleave(self.channels, dim=0)
         shared, columns = [self.max_pool(x), self.avg_pool(x)], [_MAX, _AVG]
-        if self.reduce is None:
+        if self.reduction is None:
             shared.append(x)
             columns.append(_SKIP)
         # Each edge's weighted sum of the shared maps, as one product: a 1x1 convolution without mixing of channels.
         matrix = torch.kron(weights[:, columns], torch.eye(self.channels, device=x.device, dtype=x.dtype))
         total = F.linear(torch.cat(shared, dim=1).permute(0, 2, 3, 1), matrix).permute(0, 3, 1, 2)
-        if self.reduce is not None:
-            total += self.reduce(x, per_channel[:, _SKIP])
+        if self.reduction is not None:
+            total += self.reduction(x, per_channel[:, _SKIP])
         side_by_side = x.repeat(1, self.edges, 1, 1)
         for (number, _, _), halves in zip(_CONVOLUTIONS, self.convolutions):
             assert isinstance(halves, nn.ModuleList)
@@ -81,17 +83,17 @@ class ParallelReduce(nn.Module):
 
     def __init__(self, edges: int, channels: int) -> None:
         super().__init__()
-        self.edges, self.half = edges, channels // 2
+        self.edges, self.width = edges, channels // 2
         self.relu = nn.ReLU()
         # The first half of an edge's outputs reads every other pixel, the second half those between.
-        self.convolutions = nn.ModuleList(nn.Conv2d(channels, edges * self.half, 1, bias=False) for _ in range(2))
+        self.convolutions = nn.ModuleList(nn.Conv2d(channels, edges * self.width, 1, bias=False) for _ in range(2))
         self.norm = nn.BatchNorm2d(edges * channels)
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         x = self.relu(x)
         shifted = F.pad(x, [-1, x.shape[3] % 2, -1, x.shape[2] % 2])
         halves = [conv(part[:, :, ::2, ::2]) for conv, part in zip(self.convolutions, (x, shifted))]
-        split = [half.unflatten(1, (self.edges, self.half)) for half in halves]
+        split = [half.unflatten(1, (self.edges, self.width)) for half in halves]
         joined = torch.cat(split, dim=2).flatten(1, 2).contiguous(memory_format=torch.channels_last)
         return scaled_norm(joined, scale, self.norm)
 
@@ -157,7 +159,7 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
     def _shuffled(self, mixture: Tensor, passed: Tensor | None) -> Tensor:
-        """The mixture's channels, then those passed by, shuffled in k groups: channel m of group g becomes m * k + g."""
+        """The mixture's channels and those passed by, shuffled in k groups: channel m of group g becomes m * k + g."""
         if passed is None:
             return mixture
         n, _, height, width = mixture.shape
@@ -246,8 +248,6 @@ def recalibrated(supernet: Supernet, mixture: Mixture, batches: Sequence[Tensor]
     The statistics of a supernet are those of its own mixture and say nothing of another one (Yu & Huang 2019, arXiv
     1903.05134, section 3).
     """
-    import copy
-
     calibrated = copy.deepcopy(supernet).train()
     norms = [module for module in calibrated.modules() if isinstance(module, nn.BatchNorm2d)]
     for number, images in enumerate(batches, 1):
