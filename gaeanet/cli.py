@@ -23,17 +23,31 @@ if TYPE_CHECKING:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
+    _run(arguments, "train")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Searches for a cell (GAEA, PC-DARTS, DARTS); what it finds is in genotype.json of the run directory."""
+    _run(arguments, "search")
+
+
+def _run(arguments: argparse.Namespace, job: str) -> None:
+    """Starts or continues a run: `train`, or `search`."""
     from gaeanet.data.sources import open_source
     from gaeanet.finetune import read_start
     from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
     from gaeanet.sinks import factory_of
 
-    experiment = _experiment(arguments)
+    experiment = _experiment(arguments, job)
     for name in experiment.hyperparameters.track:
         factory_of(name)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
     start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
+    if job == "search":
+        from gaeanet.search.images import image_shares
+
+        image_shares(source, experiment.hyperparameters)
     # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
     mirror = None
     if os.environ.get("RANK", "0") == "0" and not _is_trial():
@@ -43,7 +57,10 @@ def train(arguments: argparse.Namespace) -> None:
             read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
-    from gaeanet.train import train as run
+    if job == "search":
+        from gaeanet.search.job import search as run
+    else:
+        from gaeanet.train import train as run
 
     with _context(run_dir, start, mirror) as context:
         try:
@@ -69,13 +86,32 @@ def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalC
     return LocalContext(run_dir, mirror, start)
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
-    """The experiment that the command line names, or the cluster has chosen."""
+_EXAMPLES = {"train": "const.yaml", "search": "search.yaml"}
+
+
+def _experiment(arguments: argparse.Namespace, job: str) -> Experiment:
+    """The experiment that the command line names, or the cluster has chosen; it must be one for this job."""
+    experiment = _any_experiment(arguments, job)
+    searches = experiment.hyperparameters.search is not None
+    where = arguments.config or "experiment"
+    if searches and job == "train":
+        raise RequestError(
+            f"{where}: hyperparameters.search makes this a search: gaeanet search {where}, or set it to null"
+        )
+    if not searches and job == "search":
+        raise RequestError(
+            f"{where}: no hyperparameters.search, which says how to search: add it (search: {{}} is GAEA's), as in "
+            f"{_EXAMPLES[job]}"
+        )
+    return experiment
+
+
+def _any_experiment(arguments: argparse.Namespace, job: str) -> Experiment:
     from gaeanet.config import load_experiment
 
     if not _is_trial():
         if arguments.config is None:
-            raise RequestError("train: name the experiment file, for example gaeanet train const.yaml")
+            raise RequestError(f"{job}: name the experiment file, for example gaeanet {job} {_EXAMPLES[job]}")
         init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
         track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
         return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
@@ -186,34 +222,13 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train a network", description=train.__doc__)
     command.set_defaults(run=train)
     command.add_argument(
-        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
-    )
-    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
-    command.add_argument(
-        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
-    )
-    command.add_argument(
-        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
-    )
-    command.add_argument(
-        "--continue-from",
-        metavar="CHECKPOINT",
-        type=Path,
-        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
-    )
-    command.add_argument(
         "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
     )
-    command.add_argument(
-        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
-    )
-    command.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="set one value, for example hyperparameters.epochs=5; may be repeated",
-    )
+    _add_run_options(command)
+
+    command = commands.add_parser("search", help="search for a cell", description=search.__doc__)
+    command.set_defaults(run=search, init=None)
+    _add_run_options(command)
 
     command = commands.add_parser("plot", help="draw a run's curves", description=plot.__doc__)
     command.set_defaults(run=plot)
@@ -258,6 +273,36 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
     return parser
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    """What all commands that start or continue a run understand."""
+    command.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
+    )
+    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
+    command.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--continue-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
+    )
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one value, for example hyperparameters.epochs=5; may be repeated",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

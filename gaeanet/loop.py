@@ -73,16 +73,19 @@ class Job(ABC):
 
     def batches(self, trouble: Trouble) -> Iterator[Batch]:
         """Training batches from where the state is to the end of the run."""
-        return trouble.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches, self.steps))
+        return trouble.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches))
 
-    def stream(self, source: Source, seed: int, done: int, steps: int, workers: int | None = None) -> Batches:
-        """This process's share of a source's training batches, after `done` of them; an epoch has `steps`."""
+    def stream(
+        self, source: Source, seed: int, done: int, *, epochs: int | None = None, workers: int | None = None
+    ) -> Batches:
+        """This process's share of a source's training batches, after `done` of them."""
         hp = self.hyperparameters
+        steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
         return training_batches(
             source,
             TrainingTransform(hp),
             global_batch=hp.global_batch_size,
-            epochs=hp.epochs,
+            epochs=epochs or hp.epochs,
             seed=seed,
             start=divmod(done, steps),
             rank=self.processes.rank,

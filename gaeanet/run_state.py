@@ -119,11 +119,11 @@ class RunState:
         count = -(-len(labels) // (self._hp.max_batch_per_slot or len(labels)))
         return list(zip(images.tensor_split(count), labels.tensor_split(count)))
 
-    def _update(self, sums: Tensor) -> bool:
-        """Moves the weights; False where the gradient is not finite, which leaves everything as it was."""
+    def _update(self, sums: Tensor, others: Sequence[Tensor] = ()) -> bool:
+        """Moves the weights; False where their gradient, or one of `others`, is not finite: then nothing moves."""
         self._scaler.unscale_(self.optimizer)  # a scaled gradient would be clipped thousands of times too hard
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self._hp.clip_gradients_l2_norm or torch.inf)
-        good = bool(torch.isfinite(norm))
+        good = bool(torch.isfinite(norm)) and are_finite(others)
         if good:
             self._scaler.step(self.optimizer)
         self._end_step(good, sums)
@@ -243,6 +243,11 @@ class RunState:
             self.meter.sums.copy_(tensors["meter"]["sums"])
         else:
             self.meter.reset()
+
+
+def are_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether every value is a number."""
+    return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def portable_data(data: Data) -> dict[str, Any]:

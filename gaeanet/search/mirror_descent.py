@@ -34,14 +34,13 @@ def exponentiated_gradient(weights: Tensor, gradient: Tensor, rate: float) -> Te
         gradient: Of the loss, (rows, n).
     """
     # In logarithms no gradient is too large: exp alone would overflow where a softmax does not.
-    moved = torch.softmax(weights.log() - rate * gradient, dim=-1).clamp_(min=SMALLEST)
-    normalised: Tensor = moved / moved.sum(-1, keepdim=True)
-    return normalised
+    moved = torch.softmax(weights.log() - rate * gradient, dim=-1).clamp(min=SMALLEST)
+    return moved / moved.sum(-1, keepdim=True)
 
 
 def entropy(rows: Tensor) -> Tensor:
     """Of each row of a simplex in nats, (rows,): log(n) where all are equal, 0 where one has everything."""
-    return torch.special.entr(rows).sum(-1)
+    return -torch.xlogy(rows, rows).sum(-1)
 
 
 class Architecture:
