@@ -17,7 +17,7 @@ from gaeanet.pictures import confused, samples
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CONFIG, read_run
 from gaeanet.scoring import PREFIX, TITLES, Options, per_class, predictions_of
-from gaeanet.trained import find
+from gaeanet.trained import find, unique_names
 
 
 def gather(
@@ -38,6 +38,8 @@ def gather(
         raise RequestError(f"{run_dir}: no {CONFIG} there: a report needs the run's whole directory")
     experiment: Experiment = load_experiment(run_dir / CONFIG)
     facts = RunFacts(name, lines, experiment)
+    if experiment.hyperparameters.search is not None:
+        return _of_search(facts, source if images else None)
     try:
         trained = find(run_dir)
         facts.lineage = list(chain(read_metadata(run_dir) or {}))
@@ -64,6 +66,14 @@ def gather(
         facts.confusions = confused(source, found[kind], view)
     except GaeanetError as error:
         facts.notes.append(f"Its images cannot be shown: {error}")
+    return facts
+
+
+def _of_search(facts: RunFacts, source: Source | None) -> RunFacts:
+    """What there is to say of a search beside its log: it leaves a genotype, and no network to evaluate."""
+    if source is not None:
+        facts.samples = samples(source, facts.experiment.hyperparameters)
+        facts.classes = unique_names(source.catalog.classes, source.catalog.class_names)
     return facts
 
 
