@@ -252,6 +252,8 @@ class Hyperparameters(Block):
         if self.cutout and self.cutout_length > smallest:
             raise ValueError(f"cutout_length {self.cutout_length} exceeds the training images' size {smallest}")
         if self.search is not None:
+            if self.layers < 3:
+                raise ValueError(f"layers {self.layers} have no normal cell to search for: 3 or more have")
             unit = 2 * self.search.divisor
             if self.init_channels % unit:
                 raise ValueError(

@@ -36,6 +36,16 @@ SPACES = {"learning_rate": 0.1, "drop_path_prob": 0.1, "weight_decay": 0.0001}
 """What a cluster would choose for the search spaces of adaptive.yaml."""
 
 
+SEARCHED = [
+    "data.generated_per_class=20",
+    "hyperparameters.init_channels=8",
+    "hyperparameters.layers=3",
+    "hyperparameters.search.weights_share=0.5",
+    "hyperparameters.search.architecture_share=0.5",
+]
+"""What makes a search tiny: half of the images for the weights, and channels that go through the candidates."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_path: Path) -> None:
     text = path.read_text()
@@ -44,7 +54,11 @@ def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_p
         assert {"name", "entrypoint", "searcher", "resources"} <= set(yaml.safe_load(text))
     chosen = [f"hyperparameters.{key}={value}" for key, value in SPACES.items()] if "adaptive" in path.name else []
     overrides = [argument for value in [*TINY, *chosen] for argument in ("--set", value)]
-    result = gaeanet("train", path, *overrides, "--run-dir", tmp_path / "run")
+    command = "train"
+    if "\n  search:" in text:
+        command = "search"
+        overrides += [word for value in SEARCHED for word in ("--set", value)]
+    result = gaeanet(command, path, *overrides, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     assert "2 steps an epoch" in result.out
 

@@ -34,7 +34,8 @@ def exponentiated_gradient(weights: Tensor, gradient: Tensor, rate: float) -> Te
         gradient: Of the loss, (rows, n).
     """
     # In logarithms no gradient is too large: exp alone would overflow where a softmax does not.
-    moved = torch.softmax(weights.log() - rate * gradient, dim=-1).clamp(min=SMALLEST)
+    relative = gradient - gradient.mean(-1, keepdim=True)
+    moved = torch.softmax(weights.log() - rate * relative, dim=-1).clamp(min=SMALLEST)
     return moved / moved.sum(-1, keepdim=True)
 
 
