@@ -101,11 +101,8 @@ def main() -> None:
         name = f"random-{number}" if number else "found"
         file = arguments.out / f"{name}.json"
         if not file.exists():
-            cell = (
-                of_equal_size(cells["found"], hp, arguments.seed + number, arguments.within)
-                if number
-                else cells["found"]
-            )
+            seed = arguments.seed + number
+            cell = of_equal_size(found, hp, seed, arguments.within) if number else found
             write_genotype(file, cell, {})
         cell = read_genotype(str(file))
         accuracy = trained(file, arguments.out / name, arguments)

@@ -123,6 +123,11 @@ def test_a_command_of_readme_works(
         words = [next(places) if word.startswith("/path/to/") else word for word in words]
     elif words[1] == "describe":
         words = [str(tmp_path / word) if word.endswith(".svg") else word for word in words]
+    elif "search" in words:
+        words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
+        values = [*TINY, *SEARCHED, "hyperparameters.num_classes=3", "hyperparameters.global_batch_size=9"]
+        words += [argument for value in values for argument in ("--set", value)] + data
+        words += ["--run-dir", str(tmp_path / "run")]
     elif "train" in words:
         words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
         words += [argument for value in [*TINY, "hyperparameters.num_classes=3"] for argument in ("--set", value)]

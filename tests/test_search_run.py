@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,10 +68,42 @@ def epochs_of(run: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(run, "train") if "genotype" in line]
 
 
-def test_search_train_evaluate_export(
-    gaeanet: Run, search_file: Write, experiment_file: Write, t3: Path, tmp_path: Path
-) -> None:
-    """The documented sequence; and everything that a search says of itself on the way."""
+ROOT = Path(__file__).parent.parent
+
+TINY = {
+    "search": [f"hyperparameters.search.{key}={value}" for key, value in SEARCH.items()],
+    "train": ["hyperparameters.train_image_size=null"],
+}
+"""What makes the documented commands tiny, beside the values of `NET`."""
+
+
+def documented() -> list[list[str]]:
+    """The commands of the first block of docs/search.md."""
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "docs" / "search.md").read_text(), re.DOTALL)
+    assert block
+    return [shlex.split(line)[1:] for line in block[1].splitlines()]
+
+
+def test_the_documented_sequence(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
+    """Search, train, evaluate, export, as docs/search.md has them."""
+    commands = documented()
+    assert [command[0] for command in commands] == ["search", "train", "evaluate", "export"]
+    for words in commands:
+        words = [str(t3) if word.startswith("/path/to/") else word for word in words]
+        words = [str(ROOT / word) if word.startswith("benchmarks/") else word for word in words]
+        if words[0] in TINY:
+            values = [f"hyperparameters.{key}={value}".lower() for key, value in NET.items()]
+            values += ["data.num_workers_train=0", "data.num_workers_val=0", *TINY[words[0]]]
+            words += [word for value in values for word in ("--set", value)]
+        result = gaeanet(*words)
+        assert result.code == 0, result.err
+    found = read_genotype("runs/found/genotype.json")
+    _, state = load(tmp_path / "runs" / "trained" / "checkpoints" / "latest")
+    assert state["hyperparameters"]["genotype"] == found.to_dict()
+    assert (tmp_path / "runs" / "exported" / "model.safetensors").exists()
+
+
+def test_what_a_search_leaves_and_says(gaeanet: Run, search_file: Write, t3: Path, tmp_path: Path) -> None:
     result = gaeanet("search", search_file(), "--data", t3, "--run-dir", "found")
     assert result.code == 0, result.err
     run = tmp_path / "found"
@@ -78,10 +111,8 @@ def test_search_train_evaluate_export(
     assert {path.name for path in run.iterdir()} == names
     assert "search: gaea, bilevel level, architecture lr 1; 8 candidates on each of 14 edges" in result.out
     assert "shares: 9 training images for the weights and 9 others for the architecture" in result.out
-    assert (
-        len(re.findall(r"^epoch \d: entropy .* genotype \w{12}, .* multiply-adds, .* parameters", result.out, re.M))
-        == 3
-    )
+    said = r"^epoch \d: entropy .* genotype \w{12}, .* multiply-adds, .* parameters"
+    assert len(re.findall(said, result.out, re.MULTILINE)) == 3
     assert "train it: gaeanet train CONFIG --set hyperparameters.genotype=found/genotype.json" in result.out
 
     lines, validations = epochs_of(run), read_log(run, "validation")
@@ -110,15 +141,6 @@ def test_search_train_evaluate_export(
     refused = gaeanet("evaluate", run)
     assert refused.code == 2
     assert "a supernet of a search, which is no network to use: train the cell that it found" in refused.err
-
-    trained = tmp_path / "trained"
-    arguments = ["--set", f"hyperparameters.genotype={run / 'genotype.json'}", "--run-dir", trained]
-    assert gaeanet("train", experiment_file(epochs=1), "--data", t3, *arguments).code == 0
-    _, state = load(trained / "checkpoints" / "latest")
-    assert state["hyperparameters"]["genotype"] == genotype.to_dict()
-    assert gaeanet("evaluate", trained, "--data", t3).code == 0
-    assert gaeanet("export", trained, tmp_path / "exported").code == 0
-    assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -288,8 +310,8 @@ def test_the_genotype_of_the_log_is_that_of_the_checkpoint(
             "search.weights_share 0.5 of data are 9 images, fewer than global_batch_size 10: lower that or raise",
         ),
         (
-            ["search", "tiny.yaml", "--set", "hyperparameters.search.methd=gaea"],
-            "hyperparameters.search.methd: unknown key; did you mean method?",
+            ["search", "tiny.yaml", "--set", "hyperparameters.search.lvel=gaea"],
+            "hyperparameters.search.lvel: unknown key; did you mean level?",
         ),
     ],
 )
