@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaeanet import checkpoint, devices, schedules
 from gaeanet.augment import TrainingTransform, ValidationTransform
@@ -84,8 +84,7 @@ class Bench:
         processes = Processes()
         self.device = processes.device
         self.state = TimedState(experiment, source, processes)
-        parts = -(-hp.global_batch_size // (hp.max_batch_per_slot or hp.global_batch_size))
-        self.findings = Findings(-(-hp.global_batch_size // parts))
+        self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
         self.workers = usable_workers(experiment.data.num_workers_train)
         self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
         self._transform = _OfEpoch(TrainingTransform(hp), self.epoch)
@@ -193,8 +192,7 @@ class Bench:
     def _validation(self) -> None:
         """Both networks on validation images, workers included; a second batch begins only where there is time."""
         self.say("validation")
-        hp, state, seconds = self.hp, self.state, self.budget * SHARES["validation"]
-        networks: list[nn.Module] = [state.network, *([state.average.network] if state.average else [])]
+        hp, networks, seconds = self.hp, self.state.networks, self.budget * SHARES["validation"]
         per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
         size = as_many(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
         workers = usable_workers(self.experiment.data.num_workers_val)

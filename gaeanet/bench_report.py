@@ -9,7 +9,7 @@ from gaeanet import __version__
 from gaeanet.bench import INPUT, Findings
 from gaeanet.bench_step import STEP
 from gaeanet.config import Experiment
-from gaeanet.data.loader import usable_workers
+from gaeanet.cores import usable_cores
 from gaeanet.data.order import steps_per_epoch
 from gaeanet.data.source import Source
 from gaeanet.progress import duration
@@ -80,7 +80,7 @@ def _bottleneck(whole: dict[str, float]) -> str:
 def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findings) -> str:
     """What to do about a bottleneck, in one sentence."""
     hp, data, workers = experiment.hyperparameters, experiment.data, findings.facts["workers"]
-    cores = usable_workers(10**6)
+    cores = usable_cores()
     cpu = findings.facts["device"].startswith("CPU")
     if stage in INPUT and data.num_workers_train < cores:
         return f"set data.num_workers_train to {cores}, this machine's cores (now {workers})"

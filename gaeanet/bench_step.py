@@ -140,9 +140,8 @@ class Steps:
 
     def _whole_step(self, count: int, side: int | None = None) -> Callable[[], None]:
         """A step on `count` images scaled to `side`; its rate of 0 costs the same and keeps the weights as they are."""
-        block = torch.empty((count, *self._images[0].shape[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        for place in range(count):
-            block[place] = self._images[place % len(self._images)]
+        block = torch.stack([self._images[place % len(self._images)] for place in range(count)])
+        block = block.contiguous(memory_format=torch.channels_last)
         if side not in (None, block.shape[-1]):
             block = F.interpolate(block.float(), side).byte().contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(np.resize(self._labels, count)).long()

@@ -110,8 +110,9 @@ def _mirror(location: str | None, resume: bool) -> Mirror | None:
 
 def bench(arguments: argparse.Namespace) -> None:
     """Measures each stage of training on this machine with these images: what limits it, and how long the run takes."""
-    from gaeanet.config import load_experiment
-    from gaeanet.data.sources import open_source
+    with importing():
+        from gaeanet.config import load_experiment
+        from gaeanet.data.sources import open_source
 
     if _is_trial() or "WORLD_SIZE" in os.environ:
         raise RequestError("bench: measures one process; start it by itself, not with torchrun or on a cluster")
@@ -122,11 +123,12 @@ def bench(arguments: argparse.Namespace) -> None:
     source = open_source(experiment)
     listing = time.perf_counter() - began
 
-    from rich.console import Console
+    with importing():
+        from rich.console import Console
 
-    from gaeanet.bench import Bench
-    from gaeanet.bench_report import facts_of, to_json, to_text
-    from gaeanet.failures import explained
+        from gaeanet.bench import Bench
+        from gaeanet.bench_report import facts_of, to_json, to_text
+        from gaeanet.failures import explained
 
     run_dir = (Path("runs") / experiment.name).absolute()
     beside = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system

@@ -36,11 +36,7 @@ class ColorJitter:
 
 
 def jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> Tensor:
-    """The four operations in the given order (int64 (4,)), in place, by the kernels.
-
-    Args:
-        factors: Of brightness, contrast and saturation, and the hue's turn in -0.5..0.5.
-    """
+    """The operations in the given order, in place, by the kernels: see `colour_jitter` there."""
     from gaeanet.kernels.functions import colour_jitter
 
     colour_jitter(pixels, order, factors)

@@ -230,6 +230,10 @@ class Hyperparameters(_Block):
         sizes = self.image_size if self.train_image_size is None else self.train_image_size
         return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[1])
 
+    def parts(self, images: int) -> int:
+        """In how many parts a process works off its share, so many images, of a global batch."""
+        return -(-images // (self.max_batch_per_slot or images))
+
     @property
     def cell(self) -> genotypes.Genotype:
         """The genotype that `genotype` stands for."""

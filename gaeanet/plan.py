@@ -46,7 +46,7 @@ def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
     """How a global batch is made up: processes x images at once x parts."""
     shares = [share(hp.global_batch_size, rank, world_size) for rank in range(world_size)]
     sizes = sorted({part.stop - part.start for part in shares}, reverse=True)
-    parts = -(-sizes[0] // (hp.max_batch_per_slot or sizes[0]))
+    parts = hp.parts(sizes[0])
     at_once = " or ".join(str(math.ceil(size / parts)) for size in sizes)
     return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
 

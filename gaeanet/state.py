@@ -100,6 +100,11 @@ class TrainingState:
         self.validated_at = 0
         self.parent: Lineage | None = None
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that are validated: the one in training, and its average if there is one."""
+        return [self.network, *([self.average.network] if self.average else [])]
+
     def step(self, images: Tensor, labels: Tensor, learning_rate: float, drop_path_rate: float) -> None:
         """One optimizer step on this process's share of a global batch.
 
@@ -118,7 +123,7 @@ class TrainingState:
         sums = torch.zeros_like(self.meter.sums)
 
         self.optimizer.zero_grad(set_to_none=True)
-        parts = -(-len(labels) // (hp.max_batch_per_slot or len(labels)))
+        parts = hp.parts(len(labels))
         for part, (x, y) in enumerate(zip(images.tensor_split(parts), labels.tensor_split(parts)), 1):
             # Gradients travel between the processes once a step, with the last part.
             apart = isinstance(self._shared, DistributedDataParallel) and part < parts

@@ -187,7 +187,7 @@ class _Run:
 
     def _validation(self) -> dict[str, Any]:
         """A validation line: the whole split, counted with the raw and the averaged weights."""
-        hp, state, processes = self.experiment.hyperparameters, self.state, self.context.processes
+        hp, processes = self.experiment.hyperparameters, self.context.processes
         batches = validation_batches(
             self.source,
             ValidationTransform(hp.image_size),
@@ -197,8 +197,7 @@ class _Run:
             workers=usable_workers(self.experiment.data.num_workers_val),
             pin_memory=processes.device.type == "cuda",
         )
-        networks = [state.network, *([state.average.network] if state.average else [])]
-        meters = evaluate(networks, self.trouble.watch(batches), processes.device)
+        meters = evaluate(self.state.networks, self.trouble.watch(batches), processes.device)
         raw, *average = [Totals.of(processes.sum(meter.sums)) for meter in meters]
         line = {**self._where("validation"), "count": raw.samples, **raw.metrics()}
         for totals in average:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
+from gaeanet.cores import usable_cores
 from gaeanet.data.catalog import check_imagenet_is_whole
 from gaeanet.data.progress import Progress
 from gaeanet.data.source import Source
@@ -94,9 +94,8 @@ def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
         for split in ("train", "val")
         for start in range(0, len(source.catalog.split(split)), _CHUNK)
     ]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     context = multiprocessing.get_context("forkserver")  # a bucket's client does not live through a fork
     context.set_forkserver_preload(["gaeanet.data.worker"])  # torch is imported once, not once a core
-    with ProcessPoolExecutor(cores, context, initializer=_take_source, initargs=(source,)) as pool:
+    with ProcessPoolExecutor(usable_cores(), context, initializer=_take_source, initargs=(source,)) as pool:
         for (_, start, stop), found in zip(parts, pool.map(_look, parts)):
             yield stop - start, found

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet.kernels import accelerate, build, functions
+from gaeanet.kernels import accelerate, availability, build, functions
 from gaeanet.kernels.functions import Window
 from gaeanet.kernels.modules import make_fast, make_plain
 from gaeanet.network import CellNetwork
@@ -268,9 +268,11 @@ def test_one_value_a_channel_is_refused_as_pytorch_does() -> None:
 def unbuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache directory with nothing in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library.cache_clear()
+    for known in (build.library, availability):
+        known.cache_clear()
     yield tmp_path
-    build.library.cache_clear()
+    for known in (build.library, availability):
+        known.cache_clear()
 
 
 def test_without_a_compiler_everything_works_as_before(unbuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gaeanet.cores import usable_cores
 from gaeanet.data.images import ImageError, to_pixels
 from gaeanet.data.order import positions, replacements, sample_seed, share, steps_per_epoch
 from gaeanet.data.source import Contents
@@ -319,5 +320,4 @@ def too_many(max_bad: int) -> str:
 
 def usable_workers(asked: int) -> int:
     """As many workers as asked for, but not more than there are cores for this process."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(asked, cores)
+    return min(asked, usable_cores())

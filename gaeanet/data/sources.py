@@ -53,7 +53,7 @@ def _check_shares(hp: Hyperparameters) -> None:
             f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
             f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
         )
-    parts = -(-largest // (hp.max_batch_per_slot or largest))
+    parts = hp.parts(largest)
     if smallest // parts < 2:
         raise RequestError(
             f"hyperparameters.max_batch_per_slot {hp.max_batch_per_slot} makes parts of a single image from a share of "

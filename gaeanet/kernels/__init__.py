@@ -6,6 +6,8 @@ time (docs/performance.md). Everything works without them.
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
 from gaeanet.kernels.build import Unavailable, library
@@ -14,6 +16,7 @@ OWN = "own kernels"
 """What `availability` and `accelerate` say where the kernels can be had."""
 
 
+@cache
 def availability() -> str:
     """Whether the kernels can be had here, as a sentence; the first call on a machine compiles them."""
     try:

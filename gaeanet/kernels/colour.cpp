@@ -88,7 +88,7 @@ static void hue(Planes image, int turn) {
 }
 
 // pixels (count, 3), changed in place by the four operations in the order that `order` gives: 0 brightness, 1 contrast,
-// 2 saturation, 3 hue. Returns 0, or 1 where there is no memory.
+// 2 saturation, 3 hue, any other number none. Returns 0, or 1 where there is no memory.
 extern "C" int colour_jitter(uint8_t* pixels, int64_t count, const int64_t* order, double brightness_factor,
                              double contrast_factor, double saturation_factor, int hue_turn, int) {
   uint8_t* planes = reinterpret_cast<uint8_t*>(workspace(0, (3 * count + 3) / 4));

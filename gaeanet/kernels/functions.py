@@ -108,7 +108,12 @@ class ConvolutionUnits(torch.autograd.Function):
 
 
 def colour_jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> None:
-    """Brightness, contrast, saturation and hue of uint8 (H, W, 3) in place, in the order that int64 (4,) gives."""
+    """Brightness, contrast, saturation and hue of uint8 (H, W, 3) in place.
+
+    Args:
+        order: int64 (4,), numbers of the operations in turn, from 0; -1 for none.
+        factors: Of brightness, contrast and saturation, and the hue's turn in -0.5..0.5.
+    """
     brightness, contrast, saturation, turn = factors
     # As torchvision turns it: towards zero, and round the circle.
     turn = int(turn * 255) % 256

@@ -47,7 +47,10 @@ class FastSeparableConv(SeparableConv):
     """Activation, depthwise, 1x1 convolution, batch norm, twice."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _units(x, self.op[:4], self.op[4:]) if _fits(x, self.op) else super().forward(x)
+        if not _fits(x, self.op):
+            return super().forward(x)
+        parts = tuple(self.op)  # a slice of the sequence would be a new module each time
+        return _units(x, parts[:4], parts[4:])
 
 
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
