@@ -104,7 +104,9 @@ def test_depthwise_alone(
 ) -> None:
     torch.manual_seed(n)
     window = Window(kernel, stride, dilation * (kernel - 1) // 2, dilation)
-    x, weight, affine = torch.randn(n, c, height + 4, width + 4), torch.randn(c, 1, kernel, kernel), torch.randn(2, c)
+    weight = torch.randn(c, 1, kernel, kernel)
+    # In steps of 1/256, of which float32 makes no other sums: a rounding at a kink of the activation turns its slope.
+    x, affine = (torch.randn(shape).mul(256).round() / 256 for shape in ((n, c, height + 4, width + 4), (2, c)))
     x_exact, weight_exact = x.double(), weight.double().requires_grad_()
     x_exact = (x_exact * affine[0].view(-1, 1, 1) + affine[1].view(-1, 1, 1)).requires_grad_()
     kind = ACTIVATIONS[activation]
@@ -160,6 +162,16 @@ def test_activations_over_the_whole_range(activation: str) -> None:
     assert ((fast.double() - exact).abs() <= 4 * 2**-24 * exact.abs() + 1e-35).all()
     functions._call("activation_forward", torch.full((9,), torch.nan), fast, 9, number)
     assert fast[:9].isnan().all()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_slopes_at_the_kinks(activation: str) -> None:
+    x = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
+    ACTIVATIONS[activation]()(x).sum().backward()
+    slopes = torch.empty(3)
+    number = functions.ACTIVATIONS[ACTIVATIONS[activation]]
+    functions._call("activation_backward", torch.ones(3), x.detach(), slopes, 3, number)
+    assert_close(slopes, x.grad.double() if x.grad is not None else None, "slopes")
 
 
 def network(**options: object) -> CellNetwork:

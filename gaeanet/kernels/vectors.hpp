@@ -120,8 +120,8 @@ static INLINE void activated(vec x, vec& value, vec& slope) {
   if (A == RELU) slope = x <= all(0.0f) ? all(0.0f) : all(1.0f);
   if (A == HSWISH) {
     slope = x * (1.0f / 3.0f) + 0.5f;
-    slope = x < all(-3.0f) ? all(0.0f) : slope;
-    slope = x > all(3.0f) ? all(1.0f) : slope;
+    slope = x <= all(-3.0f) ? all(0.0f) : slope;
+    slope = x >= all(3.0f) ? all(1.0f) : slope;
   }
   if (A == IDENTITY) slope = all(1.0f);
 }
