@@ -192,7 +192,7 @@ class Bench:
     def _validation(self) -> None:
         """Both networks on validation images, workers included; a second batch begins only where there is time."""
         self.say("validation")
-        hp, networks, seconds = self.hp, self.state.networks, self.budget * SHARES["validation"]
+        hp, networks, seconds = self.hp, list(self.state.networks.values()), self.budget * SHARES["validation"]
         per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
         size = as_many(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
         workers = usable_workers(self.experiment.data.num_workers_val)

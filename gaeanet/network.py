@@ -70,6 +70,35 @@ class Cell(nn.Module):
         return torch.cat([states[state] for state in self.concat], dim=1)
 
 
+def build_stem(
+    stem: str, in_chans: int, width: int, activation: type[nn.Module], **factory: Any
+) -> Tuple[nn.Sequential, nn.Module]:
+    """What comes before the cells: the two maps that the first cell reads are the first part's and the second's.
+
+    `imagenet` ends with `width` channels at an eighth of the image's size, the first part at a quarter; `cifar` with
+    3 * `width` at its whole size.
+    """
+    if stem == "cifar":
+        convolution = nn.Conv2d(in_chans, 3 * width, 3, padding=1, bias=False, **factory)
+        return nn.Sequential(convolution, nn.BatchNorm2d(3 * width, **factory)), nn.Identity()
+    if stem != "imagenet":
+        raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
+    half = width // 2
+    first = nn.Sequential(
+        nn.Conv2d(in_chans, half, 3, stride=2, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(half, **factory),
+        activation(),
+        nn.Conv2d(half, width, 3, stride=2, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(width, **factory),
+    )
+    second = nn.Sequential(
+        activation(),
+        nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False, **factory),
+        nn.BatchNorm2d(width, **factory),
+    )
+    return first, second
+
+
 class AuxiliaryHead(nn.Module):
     """The auxiliary tower: a second classifier on an inner map, for training only.
 
@@ -171,34 +200,15 @@ class CellNetwork(nn.Module):
         self.drop_path_rate: Tensor
 
         width = init_channels
+        self.stem0, self.stem1 = build_stem(stem, in_chans, width, act, **factory)
         if stem == "cifar":
             newer = 3 * width
-            self.stem0 = nn.Sequential(
-                nn.Conv2d(in_chans, newer, 3, padding=1, bias=False, **factory),
-                nn.BatchNorm2d(newer, **factory),
-            )
-            self.stem1: nn.Module = nn.Identity()
             reduction, after_reduction = 1, False
             feature_ends = [(1, newer, 1, "stem0")]
-        elif stem == "imagenet":
-            newer = width
-            half = width // 2
-            self.stem0 = nn.Sequential(
-                nn.Conv2d(in_chans, half, 3, stride=2, padding=1, bias=False, **factory),
-                nn.BatchNorm2d(half, **factory),
-                act(),
-                nn.Conv2d(half, width, 3, stride=2, padding=1, bias=False, **factory),
-                nn.BatchNorm2d(width, **factory),
-            )
-            self.stem1 = nn.Sequential(
-                act(),
-                nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False, **factory),
-                nn.BatchNorm2d(width, **factory),
-            )
-            reduction, after_reduction = 8, True
-            feature_ends = [(2, half, 2, "stem0.2"), (4, width, 4, "stem0"), (5, width, 8, "stem1")]
         else:
-            raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
+            newer = width
+            reduction, after_reduction = 8, True
+            feature_ends = [(2, width // 2, 2, "stem0.2"), (4, width, 4, "stem0"), (5, width, 8, "stem1")]
 
         older = newer
         self.cells = nn.ModuleList()

@@ -11,29 +11,53 @@ from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, usable_workers
 from gaeanet.data.order import share
+from gaeanet.run_state import RunState
 from gaeanet.state import TrainingState
 
 
 def plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
     """What is about to happen, before the first step."""
-    hp, catalog, processes = experiment.hyperparameters, source.catalog, context.processes
+    hp = experiment.hyperparameters
     name = hp.genotype if isinstance(hp.genotype, str) and len(hp.genotype) < 60 else "given in full"
     tower = state.network.auxiliary_head
     tower_parameters = sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0
     parameters = sum(parameter.numel() for parameter in state.network.parameters()) - tower_parameters
     workers = usable_workers(experiment.data.num_workers_train)
     sentences = [
-        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(processes.device)}, {state.precision}, "
-        f"{state.compilation}, {workers} worker{'s' * (workers != 1)} for training images",
+        machinery(state, context, workers),
         f"cell {name} (fingerprint {hp.cell.fingerprint}): {hp.cell.to_text()}",
         f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
         + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
+        images(source),
+    ]
+    return sentences + schedule(experiment, context, state, steps)
+
+
+def machinery(state: RunState, context: LocalContext, workers: int) -> str:
+    """What computes."""
+    return (
+        f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(context.processes.device)}, "
+        f"{state.precision}, {state.compilation}, {workers} worker{'s' * (workers != 1)} for training images"
+    )
+
+
+def images(source: Source) -> str:
+    """What there is to learn from."""
+    catalog = source.catalog
+    return (
         f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
-        f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})",
-        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, processes.world_size)}, {steps:,} steps an epoch, "
-        f"{hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
-        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up",
+        f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})"
+    )
+
+
+def schedule(experiment: Experiment, context: LocalContext, state: RunState, steps: int) -> list[str]:
+    """The batches and the rate, and where a resumed run is."""
+    hp = experiment.hyperparameters
+    sentences = [
+        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, context.processes.world_size)}, {steps:,} steps an "
+        f"epoch, {hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
+        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up"
     ]
     if hp.color_jitter and (kernel := kernels.availability()) != kernels.OWN:
         sentences.append(f"colour jitter by Pillow, some milliseconds an image: {kernel}")
@@ -58,6 +82,9 @@ def closing_words(state: TrainingState, context: LocalContext) -> list[str]:
         best = state.best[0]
         kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
         words.insert(0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights")
-    if state.skipped:
-        words.insert(0, f"{state.skipped} steps were skipped for a gradient that was not finite")
-    return words
+    return skipped(state) + words
+
+
+def skipped(state: RunState) -> list[str]:
+    """What there is to say of steps that changed nothing."""
+    return [f"{state.skipped} steps were skipped for a gradient that was not finite"] if state.skipped else []

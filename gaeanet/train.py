@@ -1,302 +1,47 @@
-"""The training loop, on one screen."""
+"""Training: the job of a network of cells."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
 from typing import Any
 
-import torch
-
-from gaeanet import devices, schedules
-from gaeanet.augment import TrainingTransform, ValidationTransform
-from gaeanet.config import Experiment, Hyperparameters
+from gaeanet import schedules
+from gaeanet.config import Experiment
 from gaeanet.context import LocalContext
-from gaeanet.data.loader import Batch, Source, training_batches, usable_workers, validation_batches
-from gaeanet.data.order import step_seed, steps_per_epoch
-from gaeanet.data.trouble import Trouble
-from gaeanet.errors import RunError, reason
-from gaeanet.evaluate import Totals, evaluate
+from gaeanet.data.loader import Batch, Source
 from gaeanet.finetune import read_start
-from gaeanet.limits import check_open_files, check_shared_memory
+from gaeanet.loop import Job, run
 from gaeanet.plan import closing_words, plan
-from gaeanet.processes import StopRequest
-from gaeanet.progress import Display
-from gaeanet.report import draw_curves
-from gaeanet.run_directory import CURVE, REPORT, read_log
-from gaeanet.sinks import Sinks
+from gaeanet.processes import Processes
 from gaeanet.state import TrainingState
-
-REPORTS_PER_EPOCH = 10
-MAX_REWINDS = 5
 
 
 def train(experiment: Experiment, source: Source, context: LocalContext) -> None:
-    """Trains the network of `experiment` on `source`, from the newest checkpoint of `context` if there is one.
-
-    Raises:
-        RequestError: Precision or compilation cannot be had here, or the checkpoint is of another experiment.
-        RunError: The run failed on the way; the message says where.
-        Stopped: A signal asked the run to stop; its state is saved.
-    """
-    hp = experiment.hyperparameters
-    steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
-    marker = "[generated images]" if source.generated else ""
-    check_open_files(experiment)
-    check_shared_memory(experiment)
-    with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
-        state = TrainingState(experiment, source, context.processes)
-        notes = list(source.notes)
-        found = context.latest(notes.append)
-        if found:
-            notes += state.load(*found)
-        elif start := read_start(hp, source.catalog.classes):
-            notes += state.start_from(start)
-        context.begin(experiment, state.batches)
-        sinks = Sinks(hp.track if context.processes.is_first else [], display.say)
-        if state.batches >= hp.epochs * steps and state.validated_at == state.batches:
-            display.say(f"{context.run_dir}: finished after {hp.epochs} epochs, nothing to do")
-            return
-        for sentence in [*plan(experiment, source, context, state, steps), *notes]:
-            display.say(sentence)
-        if not found:
-            _save(state, context, hp, display)  # shows at once whether there is room
-            context.finish()
-        display.begin(hp.epochs, steps, _validations_left(state, steps, hp))
-        sinks.begin(context.run_dir, state.batches)
-        run = _Run(experiment, source, context, state, display, stop, steps, sinks)
-        try:
-            while not run.to_the_end():
-                display.say(run.rewind())
-        finally:
-            sinks.close()
-        context.finish()
-        for sentence in closing_words(state, context):
-            display.say(sentence)
+    """Trains the network of `experiment` on `source`; goes on, and fails, as `loop.run` does."""
+    run(Training, experiment, source, context)
 
 
-class _Run:
-    """The steps from wherever the state is to the end, or to a divergence that asks for a rewind."""
+class Training(Job):
+    """A network that learns to tell the classes of a source apart."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        source: Source,
-        context: LocalContext,
-        state: TrainingState,
-        display: Display,
-        stop: StopRequest,
-        steps: int,
-        sinks: Sinks,
-    ) -> None:
-        self.experiment, self.source, self.context = experiment, source, context
-        self.state, self.display, self.stop, self.steps, self.sinks = state, display, stop, steps, sinks
-        self.report_every = max(1, steps // REPORTS_PER_EPOCH)
-        self.trouble = Trouble(experiment.data.max_bad, display.say)
-        self.line: dict[str, Any] | None = None
-        self.clock = time.monotonic()
-        self.next_drawing = 0.0
+    def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
+        super().__init__(experiment, source, processes)
+        self.state: TrainingState = TrainingState(experiment, source, processes)
+        self._drop_path_rate = 0.0
 
-    def to_the_end(self) -> bool:
-        """Trains; False asks for a rewind."""
-        hp, state, steps = self.experiment.hyperparameters, self.state, self.steps
-        self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
-        for batch in self.trouble.watch(self._batches()):
-            progress = state.updates / steps  # not the position in the data: a skipped step does not move the schedule
-            rate = state.rate_scale * _learning_rate(progress, hp)
-            dropped = schedules.drop_path_rate(progress, final=hp.drop_path_prob, epochs=hp.epochs)
-            devices.seed_draws(self._seed(batch), self.context.processes.device)
-            state.step(batch.images, batch.labels, rate, dropped)
+    def start(self) -> list[str]:
+        start = read_start(self.hyperparameters, self.source.catalog.classes)
+        return self.state.start_from(start) if start else []
 
-            if state.bad_steps >= hp.max_bad_steps:
-                return self._diverged(batch, rate)
-            if state.batches % self.report_every == 0 or state.batches % steps == 0:
-                self._report(rate, dropped)
-            self.display.step(batch.epoch, batch.step, self.line)
-            if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
-                _save(state, self.context, hp, self.display)
-            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
-                self._stop()
-        return True
+    def plan(self, context: LocalContext) -> list[str]:
+        return plan(self.experiment, self.source, context, self.state, self.steps)
 
-    def _batches(self) -> Iterable[Batch]:
-        hp, processes = self.experiment.hyperparameters, self.context.processes
-        return training_batches(
-            self.source,
-            TrainingTransform(hp),
-            global_batch=hp.global_batch_size,
-            epochs=hp.epochs,
-            seed=hp.seed,
-            start=divmod(self.state.batches, self.steps),
-            rank=processes.rank,
-            world_size=processes.world_size,
-            workers=usable_workers(self.experiment.data.num_workers_train),
-            pin_memory=processes.device.type == "cuda",
-            max_bad=self.experiment.data.max_bad,
-        )
+    def step(self, batch: Batch, learning_rate: float) -> None:
+        hp = self.hyperparameters
+        self._drop_path_rate = schedules.drop_path_rate(self.progress, final=hp.drop_path_prob, epochs=hp.epochs)
+        self.state.step(batch.images, batch.labels, learning_rate, self._drop_path_rate)
 
-    def _seed(self, batch: Batch) -> int:
-        seed = self.experiment.hyperparameters.seed
-        return step_seed(seed, batch.epoch, batch.step, self.context.processes.rank)
+    def columns(self) -> dict[str, Any]:
+        return {"drop_path_rate": self._drop_path_rate}
 
-    def _report(self, rate: float, dropped: float) -> None:
-        """A training line: means since the last one; the loss is smoothed as trained, without the tower's."""
-        state = self.state
-        totals = Totals.of(self.context.processes.sum(state.meter.sums.clone()))
-        state.meter.reset()
-        self.clock, began = time.monotonic(), self.clock
-        self.line = {
-            **self._where("train"),
-            **totals.metrics(),
-            "learning_rate": rate,
-            "drop_path_rate": dropped,
-            "skipped_steps": state.skipped,
-            "images_per_second": totals.samples / (self.clock - began),
-            **self._troubles(),
-        }
-        self.context.report(self.line)
-        self.sinks.line(self.line)
-        self.display.report(self.line)
-
-    def _validate_if_due(self) -> bool:
-        hp, state = self.experiment.hyperparameters, self.state
-        epochs, rest = divmod(state.batches, self.steps)
-        if rest or not epochs or not _validates(epochs, hp) or state.validated_at == state.batches:
-            return False
-        self.display.validating()
-        state.agree_on_statistics()
-        line = self._validation()
-        self.context.report(line)
-        self.sinks.line(line)
-        self.display.report(line)
-        state.note_validation(line)
-        _save(state, self.context, hp, self.display)
-        if self.context.processes.is_first:
-            self._draw(last=epochs == hp.epochs)
-        self.clock = time.monotonic()
-        return True
-
-    def _draw(self, last: bool) -> None:
-        """Draws the curve again, unless validations come so fast that drawing would take more than a twentieth."""
-        began = time.monotonic()
-        if last or began >= self.next_drawing:
-            _draw(self.context, self.display)
-            self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
-        if last:
-            _write_report(self.context, self.source, self.display)
-
-    def _validation(self) -> dict[str, Any]:
-        """A validation line: the whole split, counted with the raw and the averaged weights."""
-        hp, processes = self.experiment.hyperparameters, self.context.processes
-        batches = validation_batches(
-            self.source,
-            ValidationTransform(hp.image_size),
-            batch=min(hp.global_batch_size, 256),
-            rank=processes.rank,
-            world_size=processes.world_size,
-            workers=usable_workers(self.experiment.data.num_workers_val),
-            pin_memory=processes.device.type == "cuda",
-        )
-        meters = evaluate(self.state.networks, self.trouble.watch(batches), processes.device)
-        raw, *average = [Totals.of(processes.sum(meter.sums)) for meter in meters]
-        line = {**self._where("validation"), "count": raw.samples, **raw.metrics()}
-        for totals in average:
-            line.update(totals.metrics("ema_"))
-        return {**line, "read_retries": self._troubles()["read_retries"]}
-
-    def _troubles(self) -> dict[str, int]:
-        """Requests repeated and images passed over since the last call, on all processes."""
-        counts = self.trouble.line()
-        sums = self.context.processes.sum(torch.tensor(list(counts.values()), device=self.context.processes.device))
-        return dict(zip(counts, map(int, sums.tolist())))
-
-    def _where(self, kind: str) -> dict[str, Any]:
-        """What every line of the log begins with."""
-        catalog, batches = self.source.catalog, self.state.batches
-        data = "generated" if self.source.generated else "imagenet" if catalog.is_imagenet else "photographs"
-        images = batches * self.experiment.hyperparameters.global_batch_size
-        return {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
-
-    def _stop(self) -> None:
-        if self.state.validated_at != self.state.batches:
-            _save(self.state, self.context, self.experiment.hyperparameters, self.display)
-        self.context.finish()
-        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
-
-    def _diverged(self, batch: Batch, rate: float) -> bool:
-        hp = self.experiment.hyperparameters
-        if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
-            return False
-        order = self.source.epoch_order(hp.seed, batch.epoch)
-        indices = order[batch.step * hp.global_batch_size : (batch.step + 1) * hp.global_batch_size]
-        names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
-        raise RunError(
-            f"{self.state.bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
-            f"{self.state.batches / self.steps:.2f}, learning rate {rate:.4g}, images {names}, ...): lower "
-            "hyperparameters.learning_rate or set on_divergence to rewind; the checkpoints before are whole"
-        )
-
-    def rewind(self) -> str:
-        """Goes back to the last checkpoint, at half the rate from there on; returns what it did in words."""
-        state, scale, where = self.state, self.state.rate_scale / 2, self.state.batches
-        found = self.context.latest(self.display.say)
-        if found is None:
-            raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is whole enough to go back to")
-        state.load(*found)
-        state.rate_scale = scale
-        self.context.begin(self.experiment, state.batches)
-        self.sinks.begin(self.context.run_dir, state.batches)
-        self.clock = time.monotonic()
-        return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
-
-
-def _save(state: TrainingState, context: LocalContext, hp: Hyperparameters, display: Display) -> None:
-    tensors, values = state.saved()
-    ranked = [entry["batches"] for entry in state.best]
-    context.save(
-        state.batches,
-        tensors,
-        values,
-        best=ranked[0] if ranked else None,
-        keep=set(ranked),
-        keep_latest=hp.keep_latest,
-        note=display.say,
-    )
-
-
-def _draw(context: LocalContext, display: Display) -> None:
-    """Draws the curve again; a picture that fails must never end a run."""
-    try:
-        draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
-    except Exception as error:
-        display.say(f"{CURVE} is not drawn: {reason(error)}")
-
-
-def _write_report(context: LocalContext, source: Source, display: Display) -> None:
-    """Writes the run's page; one that fails must never end a run."""
-    try:
-        from gaeanet.report_page import gather, write_page
-
-        write_page([gather(context.run_dir, context.run_dir.name, source=source)], context.run_dir / REPORT)
-    except Exception as error:
-        display.say(f"{REPORT} is not written: {reason(error)}")
-
-
-def _validates(epochs_done: int, hp: Hyperparameters) -> bool:
-    return epochs_done % hp.validate_every == 0 or epochs_done == hp.epochs
-
-
-def _validations_left(state: TrainingState, steps: int, hp: Hyperparameters) -> int:
-    return sum(_validates(done, hp) for done in range(state.batches // steps + 1, hp.epochs + 1))
-
-
-def _learning_rate(progress: float, hp: Hyperparameters) -> float:
-    return schedules.learning_rate(
-        progress,
-        scheduler=hp.lr_scheduler,
-        base=hp.learning_rate,
-        epochs=hp.epochs,
-        warmup_epochs=hp.warmup_epochs,
-        gamma=hp.lr_gamma,
-        decay_every=hp.lr_decay_every,
-    )
+    def closing_words(self, context: LocalContext) -> list[str]:
+        return closing_words(self.state, context)

@@ -105,7 +105,7 @@ def test_field_report_36_an_epoch_over_a_failing_network_holds_every_image_once(
     path = experiment_file(data={"location": location, "num_workers_train": 2}, epochs=1, global_batch_size=12)
     gcs.faults = flaky(0.2, ("reset", "429", "503", "short"), seed=3)
     gcs.seen.clear()
-    monkeypatch.setattr("gaeanet.train._write_report", lambda *_: None)  # it reads pictures after the last line
+    monkeypatch.setattr("gaeanet.loop._write_report", lambda *_: None)  # it reads pictures after the last line
     train(load_experiment(path), source, LocalContext(tmp_path / "run"))
     lines = read_log(tmp_path / "run")
     failed = sum(gcs.seen[fault] for fault in ("reset", "429", "503", "short"))
