@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from gaeanet import genotypes
+from gaeanet.block import Block, Positive
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.search.settings import Search
 
 CLUSTER_KEYS = frozenset(
     {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
@@ -34,18 +36,13 @@ _ENDED_KEYS = frozenset(
 """Top-level keys that Determined had in 2020 and has no more."""
 
 
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MGT])B")
 
-Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Activation = Literal["relu", "swish", "hswish"]
 
 
-class Data(_Block):
+class Data(Block):
     """Where the images are and how they are read (`data:`)."""
 
     bucket_name: str | None = None
@@ -117,7 +114,24 @@ OPERATIONAL = frozenset(
 """Hyperparameters that may change when a run is resumed: they are about the machine, not the recipe."""
 
 
-class Hyperparameters(_Block):
+NOT_IN_A_SEARCH: dict[str, Any] = {
+    "do_SE": False,
+    "auxiliary": False,
+    "drop_path_prob": 0.0,
+    "drop_prob": 0.0,
+    "ema_decay": 0.0,
+    "sync_batch_norm": False,
+    "compile": "auto",
+    "init_checkpoint": None,
+    "init_weights": None,
+    "new_head": False,
+    "freeze": "nothing",
+    "layer_decay": 1.0,
+}
+"""Hyperparameters that a search does without, and their only value there."""
+
+
+class Hyperparameters(Block):
     """The network and its training (`hyperparameters:`)."""
 
     genotype: str | dict[str, Any] = "gaea-imagenet"
@@ -191,7 +205,7 @@ class Hyperparameters(_Block):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     seed: int = Field(0, ge=0, lt=2**63)
-    track: list[str] = []
+    track: list[str] = Field([])
     """Trackers to tell beside the log: tensorboard, or module:callable (see gaeanet/sinks.py)."""
     init_checkpoint: str | None = None
     """A trained network to start from; with another number of classes its classifier and tower head start anew."""
@@ -203,6 +217,21 @@ class Hyperparameters(_Block):
     """What keeps its weights and batch-norm statistics: the stem, stem and all cells, or stem and the first n cells."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Each group of layers learns at this times the rate of the group after it; the head at the whole rate."""
+    search: Search | None = None
+    """How a cell is searched for, by `gaeanet search`; null for an experiment that trains a cell."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _searching(cls, values: Any) -> Any:
+        """The defaults of a search: the paper's activation, and nothing that a supernet does not have."""
+        if not isinstance(values, dict) or values.get("search") is None:
+            return values
+        if "genotype" in values:
+            raise ValueError("genotype and search are both given: a search finds the genotype, so leave it out")
+        for key, value in NOT_IN_A_SEARCH.items():
+            if values.get(key, value) != value:
+                raise ValueError(f"{key} is {values[key]!r}, which a search does not have: leave it out")
+        return {"activation": "relu", **NOT_IN_A_SEARCH, **values}
 
     @field_validator("genotype")
     @classmethod
@@ -222,6 +251,19 @@ class Hyperparameters(_Block):
             raise ValueError(f"train_image_size {smallest} is too small: the network needs 32 pixels")
         if self.cutout and self.cutout_length > smallest:
             raise ValueError(f"cutout_length {self.cutout_length} exceeds the training images' size {smallest}")
+        if self.search is not None:
+            if self.layers < 3:
+                raise ValueError(f"layers {self.layers} have no normal cell to search for: 3 or more have")
+            unit = 2 * self.search.divisor
+            if self.init_channels % unit:
+                raise ValueError(
+                    f"init_channels {self.init_channels} must be a multiple of {unit}, twice search.channel_divisor"
+                )
+            if self.search.warmup(self.epochs) >= self.epochs:
+                raise ValueError(
+                    f"search.architecture_warmup_epochs {self.search.warmup(self.epochs)} leaves none of {self.epochs} "
+                    "epochs for the architecture"
+                )
         return self
 
     @property
@@ -239,13 +281,23 @@ class Hyperparameters(_Block):
         """The genotype that `genotype` stands for."""
         return genotypes.read_genotype(self.genotype)
 
+    def spelled_out(self) -> dict[str, Any]:
+        """All values in force, the genotype's lists among them, so that no file is needed to read them.
 
-class Experiment(_Block):
+        A search has no genotype, and an experiment that is none has no search block.
+        """
+        values = self.model_dump()
+        if self.search is None:
+            return {key: value for key, value in values.items() if key != "search"} | {"genotype": self.cell.to_dict()}
+        return {key: value for key, value in values.items() if key != "genotype"}
+
+
+class Experiment(Block):
     """A whole experiment file; `cluster` holds the keys that are Determined's."""
 
     data: Data = Data()
     hyperparameters: Hyperparameters = Hyperparameters()
-    cluster: dict[str, Any] = {}
+    cluster: dict[str, Any] = Field({})
 
     @property
     def name(self) -> str:
@@ -254,11 +306,7 @@ class Experiment(_Block):
 
     def to_yaml(self) -> str:
         """The resolved file: every value in force, the genotype spelled out; reads back as the same experiment."""
-        tree = {
-            **self.cluster,
-            "data": self.data.model_dump(),
-            "hyperparameters": {**self.hyperparameters.model_dump(), "genotype": self.hyperparameters.cell.to_dict()},
-        }
+        tree = {**self.cluster, "data": self.data.model_dump(), "hyperparameters": self.hyperparameters.spelled_out()}
         return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
 
 
@@ -364,7 +412,7 @@ def experiment_from(tree: Mapping[str, Any], origin: str = "experiment") -> Expe
 def _resolved_constants(block: dict[str, Any], origin: str) -> dict[str, Any]:
     resolved = {}
     for key, value in block.items():
-        if isinstance(value, dict) and "type" in value and key != "genotype":
+        if isinstance(value, dict) and "type" in value and key not in ("genotype", "search"):
             if value["type"] != "const":
                 raise RequestError(
                     f"{origin}: hyperparameters.{key} is a search space, which a cluster resolves; "
@@ -391,23 +439,27 @@ def _modern(block: dict[str, Any], origin: str) -> dict[str, Any]:
     return block
 
 
-def _validated(model: type[_Block], block: dict[str, Any], where: str) -> _Block:
+def _validated(model: type[BaseModel], block: dict[str, Any], where: str) -> BaseModel:
     try:
         return model.model_validate(block)
     except ValidationError as error:
         raise RequestError(_one_line(error, model, where)) from None
 
 
-def _one_line(error: ValidationError, model: type[_Block], where: str) -> str:
+def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """The first fault in words: which key, what it must be, what it is."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
+    if path and path[0] == "search" and "search" in model.model_fields:
+        where, model, path = f"{where}.search", Search, path[1:]
     key = f"{where}.{path[0]}" if path else where
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {did_you_mean(path[0], model.model_fields)}"
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         return f"{key} {message}" if message.startswith("is ") else f"{key}: {message}"
+    if not path:
+        return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {_shown(first['input'])}"
     return f"{key}: must be {_expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
 
 

@@ -83,6 +83,39 @@ class DilatedConv(nn.Module):
         return self.op(x)
 
 
+class ParallelConv(nn.Module):
+    """Activation, depthwise k x k, pointwise, batch norm without affine: one for each of several edges, side by side.
+
+    The search computes the same operation on all edges that leave a state at once: edge e has the channels e * c to
+    (e + 1) * c - 1. Batch norm's weight comes with each call and multiplies an edge's whole output, so that weighing
+    operations takes no pass of its own.
+    """
+
+    def __init__(
+        self, edges: int, channels: int, kernel: int, stride: int, dilation: int, activation: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        wide, padding = edges * channels, dilation * (kernel - 1) // 2
+        self.activation = activation()
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, padding, dilation, groups=wide, bias=False)
+        self.pointwise = nn.Conv2d(wide, wide, 1, groups=edges, bias=False)
+        self.norm = nn.BatchNorm2d(wide, affine=False)
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """Maps (N, edges * c, H, W), scale (edges * c,) or None for 1, to (N, edges * c, ceil(H / s), ceil(W / s))."""
+        return scaled_norm(self.pointwise(self.depthwise(self.activation(x))), scale, self.norm)
+
+
+def scaled_norm(x: Tensor, scale: Tensor | None, norm: nn.BatchNorm2d) -> Tensor:
+    """Batch norm by `norm`, which has no affine, times `scale` (C,)."""
+    if scale is None:
+        return norm(x)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    momentum = 0.1 if norm.momentum is None else norm.momentum
+    return F.batch_norm(x, norm.running_mean, norm.running_var, scale, None, norm.training, momentum, norm.eps)
+
+
 def _depthwise_separable(
     channels: int, kernel: int, stride: int, dilation: int, activation: type[nn.Module], factory: Factory
 ) -> list[nn.Module]:

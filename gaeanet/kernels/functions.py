@@ -49,6 +49,10 @@ class BatchNorm(torch.autograd.Function):
         return (*_normalize_backward(_channels_last(grad), *ctx.saved_tensors), None)
 
 
+_BEFORE_WEIGHTS = 4
+"""Arguments of `ConvolutionUnits` before its weights."""
+
+
 class ConvolutionUnits(torch.autograd.Function):
     """Units of activation, depthwise convolution, 1x1 convolution, batch norm in training, one or more in turn.
 
@@ -73,7 +77,7 @@ class ConvolutionUnits(torch.autograd.Function):
             assert pointwise is not None
             assert depthwise is not None or unit == 0
             inner = _inner(given, affine, depthwise, activation, window)
-            given = _as_map(_rows(inner) @ pointwise.flatten(1).t(), inner)
+            given = _as_map(_rows(inner) @ _dense(pointwise, inner.shape[1]).t(), inner)
             statistics, affine = _statistics(given, weight, bias, norm)
             kept += [None if depthwise is None else inner, given, statistics, affine]
         ctx.save_for_backward(*kept, *weights)
@@ -94,8 +98,10 @@ class ConvolutionUnits(torch.autograd.Function):
             mixed_grad, weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, weight, statistics)
             if inner is None:
                 inner = _inner(given, affine, None, ctx.activation, None)
-            pointwise_grad = _laid_out_as(pointwise, _rows(mixed_grad).t() @ _rows(inner))
-            inner_grad = _rows(mixed_grad) @ pointwise.flatten(1)
+            pointwise_grad = None
+            if ctx.needs_input_grad[_BEFORE_WEIGHTS + 4 * unit + 1]:
+                pointwise_grad = _pointwise_grad(pointwise, mixed_grad, inner)
+            inner_grad = _rows(mixed_grad) @ _dense(pointwise, inner.shape[1])
             grad, depthwise_grad = torch.empty_like(given), None
             if depthwise is None:
                 _call("activation_backward", inner_grad, given, grad, given.numel(), ctx.activation)
@@ -136,6 +142,32 @@ def _one_block(pixels: Tensor) -> Tensor:
     if not (pixels.is_contiguous() and pixels.dtype is torch.uint8 and pixels.shape[-1] == 3):
         raise ValueError(f"pixels must be uint8 (H, W, 3) in one block, not {pixels.dtype} {tuple(pixels.shape)}")
     return pixels
+
+
+def _dense(pointwise: Tensor, channels: int) -> Tensor:
+    """A 1x1 convolution's weight as a matrix (outputs, channels); that of a grouped one has zeros between its groups.
+
+    Groups are few and narrow, where one product with zeros takes less time than many small ones.
+    """
+    matrix = pointwise.flatten(1)
+    if matrix.shape[1] == channels:
+        return matrix
+    dense: Tensor = torch.block_diag(*matrix.chunk(channels // matrix.shape[1]))
+    return dense
+
+
+def _pointwise_grad(pointwise: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient of a 1x1 convolution's weight, from that of its output and from its input."""
+    return _laid_out_as(pointwise, _blocks(_rows(grad).t() @ _rows(x), pointwise.shape[1]))
+
+
+def _blocks(matrix: Tensor, width: int) -> Tensor:
+    """The blocks on the diagonal of `matrix` (outputs, channels), one below the other: (outputs, width)."""
+    groups = matrix.shape[1] // width
+    if groups == 1:
+        return matrix
+    each = matrix.shape[0] // groups
+    return torch.cat([matrix[g * each : (g + 1) * each, g * width : (g + 1) * width] for g in range(groups)])
 
 
 def _inner(

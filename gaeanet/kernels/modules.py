@@ -7,6 +7,7 @@ and does otherwise as its parent class does. Hooks on the parts inside a fast mo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnits, Window
-from gaeanet.operations import ConvNorm, DilatedConv, SeparableConv
+from gaeanet.operations import ConvNorm, DilatedConv, ParallelConv, SeparableConv
 
 
 class FastBatchNorm2d(nn.BatchNorm2d):
@@ -25,7 +26,7 @@ class FastBatchNorm2d(nn.BatchNorm2d):
         if not (_suits(x) and _is_ordinary(self) and x.numel() > x.shape[1]):
             return super().forward(x)
         _count(self)
-        out: Tensor = BatchNorm.apply(x, self.weight, self.bias, self)
+        out: Tensor = BatchNorm.apply(x, *_affine(self), self)
         return out
 
 
@@ -53,11 +54,22 @@ class FastSeparableConv(SeparableConv):
         return _units(x, parts[:4], parts[4:])
 
 
+class FastParallelConv(ParallelConv):
+    """Activation, depthwise, 1x1 convolution, batch norm, for several edges side by side."""
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        parts = self.activation, self.depthwise, self.pointwise, self.norm
+        if not _fits(x, parts):
+            return super().forward(x, scale)
+        return _units(x, parts, scale=scale)
+
+
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: FastBatchNorm2d,
     ConvNorm: FastConvNorm,
     DilatedConv: FastDilatedConv,
     SeparableConv: FastSeparableConv,
+    ParallelConv: FastParallelConv,
 }
 _PLAIN = {fast: plain for plain, fast in _FAST.items()}
 
@@ -89,33 +101,45 @@ def _is_ordinary(norm: nn.Module) -> bool:
     return (
         isinstance(norm, FastBatchNorm2d)
         and norm.training
-        and norm.affine
         and norm.running_mean is not None
+        and norm.running_mean.dtype is torch.float32
         and norm.momentum is not None
-        and norm.weight.dtype is torch.float32
     )
 
 
-def _fits(x: Tensor, op: nn.Sequential) -> bool:
+def _fits(x: Tensor, op: Iterable[nn.Module]) -> bool:
     """Whether the kernels can do all of a module; a batch of one value a channel is for PyTorch to refuse."""
+    op = list(op)
     stride = max(part.stride[0] for part in op if isinstance(part, nn.Conv2d))
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     return _suits(x) and values > 1 and all(_is_ordinary(part) for part in op if isinstance(part, _BatchNorm))
 
 
-def _units(x: Tensor, *units: Any) -> Tensor:
-    """Units in turn, each a sequence of activation, depthwise convolution or none, 1x1 convolution, batch norm."""
+def _units(x: Tensor, *units: Any, scale: Tensor | None = None) -> Tensor:
+    """Units in turn, each a sequence of activation, depthwise convolution or none, 1x1 convolution, batch norm.
+
+    `scale` (C,) stands in for the weight of a last batch norm without affine.
+    """
     windows: list[Window | None] = []
     norms: list[nn.Module] = []
     weights: list[Tensor | None] = []
     for _, *depthwise, pointwise, norm in units:
         windows.append(_window(*depthwise) if depthwise else None)
         norms.append(norm)
-        weights += [depthwise[0].weight if depthwise else None, pointwise.weight, norm.weight, norm.bias]
+        weights += [depthwise[0].weight if depthwise else None, pointwise.weight, *_affine(norm)]
         _count(norm)
+    if scale is not None:
+        weights[-2] = scale.contiguous()  # it may be a column, and the kernels read one block
     activation = ACTIVATIONS[type(units[0][0])]
     out: Tensor = ConvolutionUnits.apply(x, activation, windows, norms, *weights)
     return out
+
+
+def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Batch norm's weight and bias; ones and zeros where it has none."""
+    if norm.affine:
+        return norm.weight, norm.bias
+    return torch.ones(norm.num_features), torch.zeros(norm.num_features)
 
 
 def _window(depthwise: nn.Conv2d) -> Window:
