@@ -25,18 +25,32 @@ if TYPE_CHECKING:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains a network."""
+    _run(arguments, "train")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Searches for a cell (GAEA, PC-DARTS, DARTS); what it finds is in genotype.json of the run directory."""
+    _run(arguments, "search")
+
+
+def _run(arguments: argparse.Namespace, job: str) -> None:
+    """Starts or continues a run: `train`, or `search`."""
     with importing():
         from gaeanet.data.sources import open_source
         from gaeanet.finetune import read_start
         from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
         from gaeanet.sinks import factory_of
 
-    experiment = _experiment(arguments)
+    experiment = _experiment(arguments, job)
     for name in experiment.hyperparameters.track:
         factory_of(name)
     run_dir = arguments.run_dir or Path("runs") / experiment.name
     start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
+    if job == "search":
+        from gaeanet.search.images import image_shares
+
+        image_shares(source, experiment.hyperparameters)
     # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
     mirror = None
     if os.environ.get("RANK", "0") == "0" and not _is_trial():
@@ -47,7 +61,10 @@ def train(arguments: argparse.Namespace) -> None:
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
     with importing():
-        from gaeanet.train import train as run
+        if job == "search":
+            from gaeanet.search.job import search as run
+        else:
+            from gaeanet.train import train as run
 
     with _context(run_dir, start, mirror) as context:
         try:
@@ -73,14 +90,42 @@ def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalC
     return LocalContext(run_dir, mirror, start)
 
 
-def _experiment(arguments: argparse.Namespace) -> Experiment:
+_EXAMPLES = {"train": "const.yaml", "search": "search.yaml"}
+
+
+def _experiment(arguments: argparse.Namespace, job: str) -> Experiment:
     """The experiment that the command line names, or the cluster has chosen."""
+    experiment = _any_experiment(arguments, job)
+    _check_job(experiment, job, arguments.config)
+    return experiment
+
+
+def _check_job(experiment: Experiment, job: str, config: Path | None) -> None:
+    """An experiment is one for `gaeanet search` or for all others.
+
+    Raises:
+        RequestError: It is not one for this job.
+    """
+    searches = experiment.hyperparameters.search is not None
+    where = config or "experiment"
+    if searches and job != "search":
+        raise RequestError(
+            f"{where}: hyperparameters.search makes this a search: gaeanet search {where}, or set it to null"
+        )
+    if not searches and job == "search":
+        raise RequestError(
+            f"{where}: no hyperparameters.search, which says how to search: add it (search: {{}} is GAEA's), as in "
+            f"{_EXAMPLES[job]}"
+        )
+
+
+def _any_experiment(arguments: argparse.Namespace, job: str) -> Experiment:
     with importing():
         from gaeanet.config import load_experiment
 
     if not _is_trial():
         if arguments.config is None:
-            raise RequestError("train: name the experiment file, for example gaeanet train const.yaml")
+            raise RequestError(f"{job}: name the experiment file, for example gaeanet {job} {_EXAMPLES[job]}")
         init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
         track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
         return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
@@ -119,6 +164,7 @@ def bench(arguments: argparse.Namespace) -> None:
     if not arguments.seconds >= 1:
         raise RequestError(f"--seconds {arguments.seconds:g}: give it a second or more")
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    _check_job(experiment, "bench", arguments.config)
     began = time.perf_counter()
     source = open_source(experiment)
     listing = time.perf_counter() - began
@@ -232,28 +278,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("train", help="train a network", description=train.__doc__)
     command.set_defaults(run=train)
-    command.add_argument(
-        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
-    )
-    _add_changes(command)
-    command.add_argument(
-        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
-    )
-    command.add_argument(
-        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
-    )
-    command.add_argument(
-        "--continue-from",
-        metavar="CHECKPOINT",
-        type=Path,
-        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
-    )
+    _add_run_options(command)
     command.add_argument(
         "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
     )
-    command.add_argument(
-        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
-    )
+
+    command = commands.add_parser("search", help="search for a cell", description=search.__doc__)
+    command.set_defaults(run=search, init=None)
+    _add_run_options(command)
 
     command = commands.add_parser("bench", help="measure what limits the speed here", description=bench.__doc__)
     command.set_defaults(run=bench)
@@ -307,6 +339,29 @@ def _parser() -> argparse.ArgumentParser:
 
     add_commands(commands)
     return parser
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    """Adds what all commands that start or continue a run understand."""
+    command.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
+    )
+    _add_changes(command)
+    command.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--continue-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
+    )
 
 
 def _add_changes(command: argparse.ArgumentParser) -> None:

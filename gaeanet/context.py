@@ -21,7 +21,7 @@ from gaeanet.config import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.mirror import Mirror
 from gaeanet.processes import Processes
-from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, METRICS, REPORT, log_beside, read_log
+from gaeanet.run_directory import CHECKPOINTS, CONFIG, CURVE, GENOTYPE, METRICS, REPORT, log_beside, read_log
 
 Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
@@ -171,7 +171,8 @@ class LocalContext:
 
     def whereabouts(self) -> str:
         """Where all that the run leaves is to be found, in a sentence."""
-        files = f"{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+        found = f"{GENOTYPE}, " if (self.run_dir / GENOTYPE).exists() else ""
+        files = f"{found}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
         return f"everything is in {self.run_dir}: {files}"
 
     def _bring_log(self, path: Path) -> None:

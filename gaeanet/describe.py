@@ -17,7 +17,7 @@ import yaml
 from gaeanet.config import Experiment, Hyperparameters, experiment_from, load_experiment
 from gaeanet.errors import RequestError
 from gaeanet.genotypes import ZOO, Edge, Genotype, read_genotype
-from gaeanet.run_directory import CHECKPOINTS, CONFIG
+from gaeanet.run_directory import CHECKPOINTS, CONFIG, GENOTYPE
 from gaeanet.startup import importing
 
 if TYPE_CHECKING:
@@ -110,7 +110,10 @@ def _subject(reference: str, hyperparameters: Hyperparameters) -> Subject:
 
 def _hyperparameters(config: Path) -> Hyperparameters:
     """Those of an experiment file. Its data may be a place still to be filled in: no network depends on it."""
-    return load_experiment(config, ["data.bucket_name=null", "data.location=null"]).hyperparameters
+    hp = load_experiment(config, ["data.bucket_name=null", "data.location=null"]).hyperparameters
+    if hp.search is not None:
+        raise RequestError(f"{config}: a search, which has no cell yet: describe the {GENOTYPE} that it leaves")
+    return hp
 
 
 def _from_directory(path: Path) -> Hyperparameters:

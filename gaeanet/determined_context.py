@@ -19,7 +19,7 @@ from gaeanet import __version__, checkpoint
 from gaeanet.config import Experiment, experiment_from
 from gaeanet.context import Checkpoint, LocalContext
 from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
-from gaeanet.run_directory import CONFIG, METRICS, TENSORBOARD, read_log
+from gaeanet.run_directory import CONFIG, GENOTYPE, METRICS, TENSORBOARD, read_log
 
 TIME_METRIC = "epochs"
 """What a searcher's `time_metric` is called; Determined's web UI also draws against it."""
@@ -216,7 +216,7 @@ class DeterminedContext(LocalContext):
     def _store(self, step: int, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> str:
         draft = self.run_dir / "checkpoint"
         checkpoint.write(draft, step, tensors, state)
-        for name in (METRICS, CONFIG):
+        for name in (METRICS, CONFIG, GENOTYPE):
             if (self.run_dir / name).exists():
                 shutil.copyfile(self.run_dir / name, draft / name)
         metadata = {"steps_completed": step, "format": f"gaeanet-{checkpoint.FORMAT}", "gaeanet": __version__}

@@ -14,6 +14,7 @@ from gaeanet.config import Experiment
 from gaeanet.drawing import draw
 from gaeanet.recipes import against_original, differences, nearest_recipe
 from gaeanet.report import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line
+from gaeanet.search import page as search
 
 if TYPE_CHECKING:
     from gaeanet.pictures import Confusion, Sample
@@ -76,7 +77,9 @@ def page(runs: Sequence[RunFacts]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<title>{escape(title)}</title><style>{_STYLE}{search.STYLE}</style></head><body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
     )
 
 
@@ -168,6 +171,8 @@ def _details(run: RunFacts, heading: str) -> Iterator[str]:
         yield from content()
         yield "</section>"
 
+    if run.experiment.hyperparameters.search is not None:
+        yield from search.sections(run.lines, heading)
     if run.notes:
         yield from section("Remarks", lambda: iter([f"<p>{escape(note)}</p>" for note in run.notes]))
     if run.rows:
@@ -176,8 +181,9 @@ def _details(run: RunFacts, heading: str) -> Iterator[str]:
         yield from section("Confused most often", lambda: _confused(run))
     if run.samples:
         yield from section("Training images", lambda: _samples(run))
-    yield from section("Recipe", lambda: _recipe(run))
-    yield from section("Cells", lambda: _cells(run))
+    if run.experiment.hyperparameters.search is None:
+        yield from section("Recipe", lambda: _recipe(run))
+        yield from section("Cells", lambda: _cells(run))
     if run.lineage:
         yield from section("Where it came from", lambda: iter([f"<pre>{escape(chr(10).join(run.lineage))}</pre>"]))
     yield f"<details><summary>config.yaml, every value in force</summary><pre>{escape(run.experiment.to_yaml())}</pre>"

@@ -92,6 +92,8 @@ class Display:
         if "ema_top1_accuracy" in line:
             text += f"  (EMA: loss {line['ema_loss']:.4f}  top-1 {line['ema_top1_accuracy']:.2f} %  "
             text += f"top-5 {line['ema_top5_accuracy']:.2f} %)"
+        if "discrete_top1_accuracy" in line:
+            text += f"  (decided: loss {line['discrete_loss']:.4f}  top-1 {line['discrete_top1_accuracy']:.2f} %)"
         return text + (f"  {self.time_left()} left" if line["epoch"] < self._epochs else "")
 
 

@@ -10,6 +10,7 @@ from gaeanet.augment import ValidationTransform
 from gaeanet.config import Experiment, load_experiment
 from gaeanet.data.evaluation import open_evaluation_data
 from gaeanet.data.source import Source
+from gaeanet.data.sources import open_source
 from gaeanet.errors import GaeanetError, RequestError, RunError, reason
 from gaeanet.lineage import chain, read_metadata
 from gaeanet.page import RunFacts, page
@@ -17,7 +18,8 @@ from gaeanet.pictures import confused, samples
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CONFIG, read_run
 from gaeanet.scoring import PREFIX, TITLES, Options, per_class, predictions_of
-from gaeanet.trained import find
+from gaeanet.search.images import image_shares
+from gaeanet.trained import find, unique_names
 
 
 def gather(
@@ -38,6 +40,8 @@ def gather(
         raise RequestError(f"{run_dir}: no {CONFIG} there: a report needs the run's whole directory")
     experiment: Experiment = load_experiment(run_dir / CONFIG)
     facts = RunFacts(name, lines, experiment)
+    if experiment.hyperparameters.search is not None:
+        return _of_search(facts, source, images)
     try:
         trained = find(run_dir)
         facts.lineage = list(chain(read_metadata(run_dir) or {}))
@@ -62,6 +66,20 @@ def gather(
         facts.weights = TITLES[kind]
         view = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
         facts.confusions = confused(source, found[kind], view)
+    except GaeanetError as error:
+        facts.notes.append(f"Its images cannot be shown: {error}")
+    return facts
+
+
+def _of_search(facts: RunFacts, source: Source | None, images: bool) -> RunFacts:
+    """What there is to say of a search beside its log: it leaves a genotype, and no network to evaluate."""
+    if not images:
+        return facts
+    try:
+        if source is None:
+            source, _ = image_shares(open_source(facts.experiment), facts.experiment.hyperparameters)
+        facts.samples = samples(source, facts.experiment.hyperparameters)
+        facts.classes = unique_names(source.catalog.classes, source.catalog.class_names)
     except GaeanetError as error:
         facts.notes.append(f"Its images cannot be shown: {error}")
     return facts

@@ -179,6 +179,11 @@ def _of_checkpoint(place: Path) -> Trained:
     state, files = manifest["state"], manifest["files"]
     if not isinstance(state, dict) or not isinstance(state.get("hyperparameters"), dict) or not isinstance(files, dict):
         raise RequestError(f"{place}: its manifest.json holds no hyperparameters")
+    if state["hyperparameters"].get("search") is not None:
+        raise RequestError(
+            f"{place}: a supernet of a search, which is no network to use: train the cell that it found, with "
+            "hyperparameters.genotype set to genotype.json of the search"
+        )
     digests = {
         kind: (place / f"{group}.safetensors", files[f"{group}.safetensors"])
         for kind, group in _KINDS.items()

@@ -37,6 +37,16 @@ SPACES = {"learning_rate": 0.1, "drop_path_prob": 0.1, "weight_decay": 0.0001}
 """What a cluster would choose for the search spaces of adaptive.yaml."""
 
 
+SEARCHED = [
+    "data.generated_per_class=20",
+    "hyperparameters.init_channels=8",
+    "hyperparameters.layers=3",
+    "hyperparameters.search.weights_share=0.5",
+    "hyperparameters.search.architecture_share=0.5",
+]
+"""What makes a search tiny: half of the images for the weights, and channels that go through the candidates."""
+
+
 @pytest.mark.parametrize("path", FILES, ids=[path.name for path in FILES])
 def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_path: Path) -> None:
     text = path.read_text()
@@ -45,7 +55,11 @@ def test_a_shipped_file_trains(gaeanet: Callable[..., Result], path: Path, tmp_p
         assert {"name", "entrypoint", "searcher", "resources"} <= set(yaml.safe_load(text))
     chosen = [f"hyperparameters.{key}={value}" for key, value in SPACES.items()] if "adaptive" in path.name else []
     overrides = [argument for value in [*TINY, *chosen] for argument in ("--set", value)]
-    result = gaeanet("train", path, *overrides, "--run-dir", tmp_path / "run")
+    command = "train"
+    if "\n  search:" in text:
+        command = "search"
+        overrides += [word for value in SEARCHED for word in ("--set", value)]
+    result = gaeanet(command, path, *overrides, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     assert "2 steps an epoch" in result.out
 
@@ -108,6 +122,11 @@ def test_a_command_of_readme_works(command: str, tmp_path: Path, t3: Path, tiny_
         words = [next(places) if word.startswith("/path/to/") else word for word in words]
     elif words[1] == "describe":
         words = [str(tmp_path / word) if word.endswith(".svg") else word for word in words]
+    elif "search" in words:
+        words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
+        values = [*TINY, *SEARCHED, "hyperparameters.num_classes=3", "hyperparameters.global_batch_size=9"]
+        words += [argument for value in values for argument in ("--set", value)] + data
+        words += ["--run-dir", str(tmp_path / "run")]
     elif words[1] == "bench" or "train" in words:
         words = [word for k, word in enumerate(words) if word != "--data" and words[k - 1] != "--data"]
         words += [argument for value in [*TINY, "hyperparameters.num_classes=3"] for argument in ("--set", value)]

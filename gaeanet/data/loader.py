@@ -318,6 +318,11 @@ def too_many(max_bad: int) -> str:
     return f"data.max_bad lets {max_bad} such training images pass; gaeanet prepare --verify finds them all"
 
 
+def workers_each(workers: int, streams: int) -> list[int]:
+    """How many workers each of several streams has; where there are any, none is without."""
+    return [max(min(1, workers), workers * (k + 1) // streams - workers * k // streams) for k in range(streams)]
+
+
 def usable_workers(asked: int) -> int:
     """As many workers as asked for, but not more than there are cores for this process."""
     return min(asked, usable_cores())

@@ -8,7 +8,8 @@ Flood 2014), written out so that no library's change of generator can change a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 # Keeps the streams of different purposes apart.
-_ORDER, _SAMPLE, _STEP, _SHARD, _REPLACEMENT = 1, 2, 3, 4, 5
+_ORDER, _SAMPLE, _STEP, _SHARD, _REPLACEMENT, _PICK, _STREAM = 1, 2, 3, 4, 5, 6, 7
 
 
 def _finish(x: int) -> int:
@@ -67,6 +68,31 @@ def windowed_order(shard_of: NDArray[np.int32], shards: int, window: int, seed: 
     place[np.argsort(_hashes(_hash(_SHARD, seed, epoch), shards), kind="stable")] = np.arange(shards)
     delay = (_hashes(_hash(_ORDER, seed, epoch), len(shard_of)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.argsort(place[shard_of] + window * delay, kind="stable")
+
+
+def class_shares(
+    labels: NDArray[np.int32], classes: int, seed: int, shares: Sequence[float]
+) -> list[NDArray[np.int64]]:
+    """Parts of the samples that have none in common, with given shares of each class.
+
+    Args:
+        labels: Class of each sample, int32 (n,).
+        shares: Of each part, together at most 1.
+
+    Returns:
+        The numbers of each part's samples, ascending, int64.
+    """
+    order = np.lexsort((_hashes(_hash(_PICK, seed), len(labels)), labels))
+    counts = np.bincount(labels, minlength=classes)
+    place = np.empty(len(labels), np.int64)  # of a sample among those of its class, in a seeded order
+    place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ends = [np.floor(total * counts + 0.5 + 1e-9)[labels] for total in np.cumsum([0.0, *shares])]
+    return [np.flatnonzero((place >= low) & (place < high)) for low, high in pairwise(ends)]
+
+
+def stream_seed(seed: int, stream: int) -> int:
+    """Seed (63 bits) of a second stream of samples beside a run's own, which has the run's seed."""
+    return _hash(_STREAM, seed, stream) >> 1
 
 
 def replacements(count: int, seed: int, epoch: int, sample: int) -> Iterator[int]:

@@ -23,7 +23,7 @@ from task import TINY
 from gaeanet.determined_context import TIME_METRIC, metrics_of
 
 ROOT = Path(__file__).parent.parent.parent
-FILES = ["distributed.yaml", "paper.yaml", "const.yaml", "adaptive.yaml"]
+FILES = ["distributed.yaml", "paper.yaml", "const.yaml", "adaptive.yaml", "search.yaml"]
 
 
 @pytest.fixture(scope="module")

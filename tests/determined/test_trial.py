@@ -17,6 +17,7 @@ from task import ROOT, TINY, Allocation, free_port, submit
 
 from gaeanet.checkpoint import load
 from gaeanet.determined_context import metrics_of
+from gaeanet.genotypes import read_genotype
 
 pytest.importorskip("determined.core", reason="the extra gaeanet[determined] is not installed")
 pytestmark = pytest.mark.slow
@@ -153,3 +154,24 @@ def test_metrics_that_the_master_does_not_take_end_the_trial_clearly_and_are_tol
         assert second.finish() == 0, second.output
     told_everything(master, read_log(tmp_path / "local"))
     equal(tmp_path / "storage" / master.checkpoints[-1]["uuid"], tmp_path / "local" / "checkpoints" / "latest")
+
+
+def test_a_search_runs_as_a_trial_and_brings_its_genotype(tmp_path: Path) -> None:
+    values = {
+        **TINY,
+        "data.bucket_name": "null",
+        "hyperparameters.epochs": 1,
+        "hyperparameters.layers": 3,
+        "hyperparameters.search.weights_share": 0.5,
+        "hyperparameters.search.architecture_share": 0.5,
+        "resources.slots_per_trial": 1,
+    }
+    with Master() as master:
+        submit(master, tmp_path, "search.yaml", **values)
+        trial = Allocation(master, tmp_path / "storage", slots=1).start()
+        assert trial.finish() == 0, trial.output
+        end = tmp_path / "storage" / master.checkpoints[-1]["uuid"]
+        last = max(master.told("training"))
+        assert master.told("training")[last]["entropy"] > 1
+        assert "discrete_top1_accuracy" in master.told("validation")[last]
+    assert read_genotype(str(end / "genotype.json")).to_dict() == lines_of(end)[-2]["genotype"]

@@ -1,0 +1,194 @@
+"""The job of a search: two streams of images, a genotype each epoch, and what there is to say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from gaeanet import __version__
+from gaeanet.augment import normalize
+from gaeanet.config import Experiment
+from gaeanet.context import LocalContext
+from gaeanet.data.loader import Batch, Source, usable_workers, workers_each
+from gaeanet.data.order import steps_per_epoch, stream_seed
+from gaeanet.data.trouble import Trouble
+from gaeanet.lineage import lineage_of
+from gaeanet.loop import Job, run
+from gaeanet.plan import images, machinery, schedule, skipped
+from gaeanet.processes import Processes
+from gaeanet.run_directory import GENOTYPE
+from gaeanet.search.costs import IN_WORDS, budget, cost_of
+from gaeanet.search.discretize import discretize, kept
+from gaeanet.search.images import image_shares
+from gaeanet.search.mirror_descent import mixture_of
+from gaeanet.search.result import write_genotype
+from gaeanet.search.space import CANDIDATES, EDGES
+from gaeanet.search.state import SearchState
+from gaeanet.search.supernet import Mixed, recalibrated
+
+CALIBRATION_BATCHES = 8
+"""Training batches from which a decided supernet's batch-norm statistics are taken."""
+
+
+def search(experiment: Experiment, source: Source, context: LocalContext) -> None:
+    """Searches a cell with the images of `source`; goes on, and fails, as `loop.run` does.
+
+    Raises:
+        RequestError: Also where the images do not suffice for the shares, or no cell fits the limit.
+    """
+    run(Searching, experiment, source, context)
+
+
+class Searching(Job):
+    """A supernet that learns, and an architecture that decides."""
+
+    def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
+        hp = experiment.hyperparameters
+        assert hp.search is not None
+        self.search = hp.search
+        self.whole = source
+        weights, self.others = image_shares(source, hp)
+        super().__init__(experiment, weights, processes)
+        self.warmup = self.search.warmup(hp.epochs)
+        self.budget = budget(self.search.multiply_adds_limit)
+        self.state: SearchState = SearchState(experiment, source, processes)
+        self._other_batches: Iterator[Batch] = iter(())
+        self._found: dict[str, Any] = {}
+
+    def plan(self, context: LocalContext) -> list[str]:
+        hp, search = self.hyperparameters, self.search
+        parameters = sum(parameter.numel() for parameter in self.state.network.parameters())
+        rate = f"architecture lr {search.rate:g}" + f", after {self.warmup} epochs" * bool(self.warmup)
+        if self.others is None:
+            shares = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
+        else:
+            shares = (
+                f"{len(self.source.catalog.train):,} training images for the weights and "
+                f"{len(self.others.catalog.train):,} others for the architecture"
+            )
+        return [
+            machinery(self.state, context, sum(self._workers())),
+            f"search: {search.method}, {search.level} level, {rate}; {len(CANDIDATES)} candidates on each of "
+            f"{len(EDGES)} edges of a normal and a reduction cell",
+            f"supernet: {hp.layers} cells, {hp.init_channels} channels, of which one in {search.divisor} goes through "
+            f"the candidates, {hp.activation}, {hp.image_size} px: {parameters:,} parameters",
+            images(self.whole),
+            f"shares: {shares}",
+            *schedule(self.experiment, context, self.state, self.steps),
+        ]
+
+    def _workers(self) -> list[int]:
+        streams = 1 if self.others is None else 2
+        return workers_each(usable_workers(self.experiment.data.num_workers_train), streams)
+
+    def batches(self, trouble: Trouble) -> Iterator[Batch]:
+        """Batches for the weights; `step` takes one for the architecture with each, whose epochs have a length of
+        their own.
+        """
+        hp, done, workers = self.hyperparameters, self.state.batches, self._workers()
+        if self.others is not None:
+            steps = steps_per_epoch(len(self.others.catalog.train), hp.global_batch_size)
+            before = self.warmup * self.steps
+            epochs = -(-(hp.epochs * self.steps - before) // steps)
+            taken = max(0, done - before)
+            stream = self.stream(self.others, stream_seed(hp.seed, 1), taken, epochs=epochs, workers=workers[1])
+            self._other_batches = iter(trouble.watch(stream))
+        return trouble.watch(self.stream(self.source, hp.seed, done, workers=workers[0]))
+
+    def step(self, batch: Batch, learning_rate: float) -> None:
+        moves = batch.epoch >= self.warmup
+        others = None
+        if moves and self.others is not None:
+            other = next(self._other_batches)
+            others = other.images, other.labels
+        self.state.step((batch.images, batch.labels), learning_rate, others=others, moves=moves)
+
+    def end_epoch(self, context: LocalContext) -> list[str]:
+        """Decides on a genotype, writes it, and says what it is."""
+        state = self.state
+        weights = state.architecture.weights()
+        genotype = discretize(weights, self.budget)
+        changed = state.note_epoch(genotype)
+        counts = cost_of(genotype)
+        operations, edges = state.architecture.entropies()
+        cost = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds, "network": IN_WORDS}
+        self._found = {
+            "entropy": operations,
+            "edge_entropy": edges,
+            "genotype_changes": changed,
+            "settled_epochs": state.settled,
+            **{f"genotype_{key}": cost[key] for key in ("parameters", "multiply_adds")},
+            "genotype": genotype.to_dict(),
+            "operation_weights": {name: _rounded(cell.operations) for name, cell in weights.items()},
+            "edge_weights": {name: _rounded([cell.edges])[0] for name, cell in weights.items()},
+        }
+        if self.processes.is_first:
+            write_genotype(context.run_dir / GENOTYPE, genotype, {"cost": cost, "lineage": self._lineage()})
+        same = f"unchanged for {state.settled} epochs" if state.settled else f"{changed} edges changed"
+        return [
+            f"epoch {state.batches // self.steps}: entropy {operations:.3f} (edges {edges:.3f}), genotype "
+            f"{genotype.fingerprint}, {same}, {counts.multiply_adds / 1e6:.0f} M multiply-adds, "
+            f"{counts.parameters / 1e6:.2f} M parameters ({IN_WORDS})"
+        ]
+
+    def _lineage(self) -> dict[str, Any]:
+        """Which search found the genotype, from which images, and how far it was."""
+        hp, catalog = self.hyperparameters, self.whole.catalog
+        data = {
+            "location": self.whole.location,
+            "fingerprint": catalog.fingerprint,
+            "generated": self.whole.generated,
+        }
+        origin = lineage_of({"gaeanet": __version__, "data": data}, hp.seed, None)
+        return {
+            **{key: value for key, value in origin.items() if key != "parent"},
+            "search": self.search.model_dump(),
+            "supernet": {
+                key: getattr(hp, key) for key in ("init_channels", "layers", "stem", "activation", "image_size")
+            },
+            "epochs": self.state.batches // self.steps,
+            "of_epochs": hp.epochs,
+        }
+
+    def columns(self) -> dict[str, Any]:
+        """With an epoch's last line, what the search has come to."""
+        return self._found if self.state.batches % self.steps == 0 else {}
+
+    def is_last(self, epochs: int) -> bool:
+        enough = self.search.settled_epochs
+        settled = enough is not None and self.state.batches == epochs * self.steps and self.state.settled >= enough
+        return super().is_last(epochs) or settled
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The supernet as it is mixed, and as the genotype would have it, with statistics of its own."""
+        supernet, genotype = self.state.network, self.state.genotype
+        assert genotype is not None
+        decided = mixture_of(kept(genotype), self.processes.device)
+        start = (self.state.batches // self.steps - 1) * self.steps
+        stream = self.stream(self.source, self.hyperparameters.seed, start, workers=0)
+        seen = [
+            normalize(batch.images.to(self.processes.device))
+            for batch in islice(stream, min(CALIBRATION_BATCHES, self.steps))
+        ]
+        copy = recalibrated(supernet, decided, seen)
+        self.processes.broadcast(list(copy.buffers()))
+        mixture = [part.detach() for part in self.state.architecture.mixture()]
+        return {"": Mixed(supernet, mixture), "discrete_": Mixed(copy, decided)}
+
+    def closing_words(self, context: LocalContext) -> list[str]:
+        genotype = self.state.genotype
+        assert genotype is not None
+        return [
+            *skipped(self.state),
+            f"found: {genotype.to_text()}",
+            f"train it: gaeanet train CONFIG --set hyperparameters.genotype={context.run_dir / GENOTYPE}",
+            context.whereabouts(),
+        ]
+
+
+def _rounded(rows: Any) -> list[list[float]]:
+    """Enough digits for a drawing."""
+    return [[round(value, 5) for value in row] for row in rows]
