@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import lives
 import pytest
+import yaml
+from conftest import NET, make_folder
 
 from gaeanet.config import Data
 from gaeanet.data.sources import open_location
+from gaeanet.genotypes import ZOO
+from gaeanet.search.result import write_genotype
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -60,3 +65,27 @@ def test_speed_beside_the_plain_way(run: Callable[..., str]) -> None:
     rows = re.findall(r"^\| ([a-zA-Z ]+).*\d \(\d", run("speed.py", *tiny), re.MULTILINE)
     parts = {"training step", "memory of a step", "training input", "validation input", "end to end"}
     assert set(rows) == parts | {"inference in PyTorch", "inference in ONNX Runtime"}
+
+
+@pytest.mark.slow
+def test_search_beside_the_plain_way(run: Callable[..., str]) -> None:
+    tiny = ["--channels", 8, "--layers", 3, "--size", 16, "--batch", 4, "--rounds", 1]
+    assert len(re.findall(r"\d \(\d", run("search.py", *tiny))) == 2
+
+
+@pytest.mark.slow
+def test_cells_go_on_where_they_were_stopped(run: Callable[..., str], tmp_path: Path) -> None:
+    write_genotype(tmp_path / "found.json", ZOO["gaea-imagenet"].genotype, {})
+    values = {**NET, "epochs": 1, "ema_decay": 0.0}
+    tree = {"data": {"num_workers_train": 0, "num_workers_val": 0}, "hyperparameters": values}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    data = make_folder(tmp_path / "data")
+    options = ["--data", data, "--out", tmp_path / "out", "--config", tmp_path / "tiny.yaml", "--within", 0.5]
+    first = run("cells.py", tmp_path / "found.json", *options, "--random", 1)
+    assert "found: top-1" in first
+    again = run("cells.py", tmp_path / "found.json", *options, "--random", 2)
+    assert again.count("nothing to do") == 2
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert [cell["name"] for cell in result["cells"]] == ["found", "random-1", "random-2"]
+    assert len({cell["cell"] for cell in result["cells"]}) == 3
+    assert re.search(r"2 random cells of its size: mean \d+\.\d+ %, standard deviation", again)
