@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                       all parts, some minutes
     python benchmarks/speed.py step --batch 16       one part
+    python benchmarks/speed.py --gpu                 what computes on the GPU there, `precision: auto`
     GAEANET_DATA=... python benchmarks/speed.py      with the photographs of $GAEANET_DATA/imagenette
 
 Both ways do the same work on the same weights, which is checked before the clock starts. They take turns, each turn is
@@ -32,13 +33,20 @@ from torch import Tensor, nn
 
 from gaeanet import __version__, kernels
 from gaeanet.augment import TrainingTransform, ValidationTransform, normalize
-from gaeanet.config import experiment_from
+from gaeanet.config import Hyperparameters, experiment_from
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.loader import training_batches, validation_batches
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.folding import fold_batch_norm
 from gaeanet.processes import Processes
 from gaeanet.state import TrainingState, build_network
+from gaeanet.stopwatch import wait
+
+DEVICE = torch.device("cuda" if "--gpu" in sys.argv else "cpu")
+if DEVICE.type == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a run computes on a GPU where it finds one
+TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}
+"""Of a step's logits, as a share of their norm: convolutions on GPUs may compute in TF32."""
 
 PARTS = ("step", "memory", "input", "end-to-end", "inference")
 RECIPE = {
@@ -68,6 +76,7 @@ def compare(name: str, work: float, unit: str, ways: dict[str, Callable[[], obje
         for way, run in ways.items():
             began = time.perf_counter()
             taken = run()
+            wait(DEVICE)
             if turn:
                 times[way].append(taken if isinstance(taken, float) else time.perf_counter() - began)
     slow, fast = times.values()
@@ -97,22 +106,27 @@ def both_steps(arguments: argparse.Namespace, batch: int) -> tuple[Callable[[], 
     experiment = hyperparameters(arguments, batch)
     hp = experiment.hyperparameters
     images, labels = images_of(batch, arguments.size)
-    floats = normalize(images).contiguous()
+    floats, targets = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
     source = SyntheticSource(1000, 10, 32, 0)
     state = TrainingState(experiment, source, Processes())
-    step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
+    step = plain_step(hp)
     if not arguments.unchecked:
         networks = copy.deepcopy(step.network), copy.deepcopy(state.network).train()
-        outputs = networks[0](floats), networks[1](normalize(images))
-        close(outputs[1], outputs[0], 1e-3, "logits of a training step")
+        outputs = networks[0](floats), networks[1](normalize(images.to(DEVICE)))
+        close(outputs[1], outputs[0], TOLERANCE[DEVICE.type], "logits of a training step")
         for out in outputs:
-            nn.functional.cross_entropy(out, labels).backward()
+            nn.functional.cross_entropy(out, targets).backward()
         for theirs, ours in list(zip(*(network.parameters() for network in networks)))[::10]:
             assert theirs.grad is not None
             assert ours.grad is not None
             if float(theirs.grad.norm()) > 1e-4:
                 close(ours.grad, theirs.grad, 3e-2, "gradients of a training step")
-    return lambda: step(floats, labels), lambda: state.step(images, labels, 0.01, 0.0)
+    return lambda: step(floats, targets), lambda: state.step(images, labels, 0.01, 0.0)
+
+
+def plain_step(hp: Hyperparameters) -> plain.Step:
+    network = plain.plain(build_network(hp)).to(DEVICE)
+    return plain.Step(network, hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
 
 
 def bench_step(arguments: argparse.Namespace) -> None:
@@ -123,12 +137,16 @@ def bench_step(arguments: argparse.Namespace) -> None:
 
 
 def bench_memory(arguments: argparse.Namespace) -> None:
-    """Peak resident memory of a process that does three steps, less what it had before the network was built."""
+    """Peak memory of a process that does three steps, less what it had before the network was built.
+
+    Resident memory, or what PyTorch has allocated on the GPU.
+    """
     for batch in arguments.batch:
         peaks = []
         for way in ("plain", "gaeanet"):
             options = ["--channels", arguments.channels, "--layers", arguments.layers, "--size", arguments.size]
             command = [sys.executable, __file__, "memory", "--only", way, "--batch", batch, *options]
+            command += ["--gpu"] * (DEVICE.type == "cuda")
             done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
             peaks.append(float(done.stdout))
         slow, fast = peaks
@@ -137,6 +155,8 @@ def bench_memory(arguments: argparse.Namespace) -> None:
 
 def peak_memory() -> int:
     """Of this process, in kB; getrusage's figure would begin with the peak of the process that started this one."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() // 1024
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
@@ -147,8 +167,8 @@ def memory_of(way: str, arguments: argparse.Namespace) -> None:
     images, labels = images_of(arguments.batch[0], arguments.size)
     before = peak_memory()
     if way == "plain":
-        step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
-        floats = normalize(images).contiguous()
+        step = plain_step(hp)
+        floats, labels = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
     else:
         state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
     for _ in range(3):
@@ -222,14 +242,14 @@ def bench_end_to_end(arguments: argparse.Namespace) -> None:
         experiment = hyperparameters(arguments, batch)
         hp = experiment.hyperparameters
         state = TrainingState(experiment, source, Processes())
-        step = plain.Step(plain.plain(build_network(hp)), hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
+        step = plain_step(hp)
 
         def slow() -> float:
             batches = iter(plain.loader(str(root / "train"), plain.training_transform(arguments.size), batch, 1, True))
-            step(*next(batches))  # type: ignore[misc]
+            step(*(part.to(DEVICE) for part in next(batches)))  # type: ignore[attr-defined]
             began = time.perf_counter()
             for _ in range(steps):
-                step(*next(batches))  # type: ignore[misc]
+                step(*(part.to(DEVICE) for part in next(batches)))  # type: ignore[attr-defined]
             return time.perf_counter() - began
 
         def fast() -> float:
@@ -252,15 +272,15 @@ def bench_inference(arguments: argparse.Namespace) -> None:
     for batch in (1, 32):
         hp = hyperparameters(arguments, max(batch, 2)).hyperparameters  # one image is too few to train on
         images, _ = images_of(batch, arguments.size)
-        floats = normalize(images)
-        ours = with_statistics(build_network(hp), floats)
+        floats = normalize(images).to(DEVICE)
+        ours = with_statistics(build_network(hp).to(DEVICE), floats)
         theirs = plain.plain(copy.deepcopy(ours))
         fold_batch_norm(ours)
-        runtime = onnx_session(ours, arguments.size)
+        runtime = onnx_session(ours, arguments.size) if DEVICE.type == "cpu" else None
         ours = ours.to(memory_format=torch.channels_last)
 
         rows = floats.contiguous()
-        array = rows.numpy()
+        array = rows.cpu().numpy()
 
         def slow(network: nn.Module = theirs, x: Tensor = rows) -> None:
             plain.predict(network, x)
@@ -274,8 +294,9 @@ def bench_inference(arguments: argparse.Namespace) -> None:
 
         with torch.inference_mode():
             close(ours(floats), theirs(rows), 1e-3, "logits")
-            close(torch.from_numpy(exported()), theirs(rows), 1e-3, "logits of ONNX Runtime")
-        for name, way in (("PyTorch", fast), ("ONNX Runtime", exported)):
+            if runtime:
+                close(torch.from_numpy(exported()), theirs(rows), 1e-3, "logits of ONNX Runtime")
+        for name, way in [("PyTorch", fast), ("ONNX Runtime", exported)][: 2 if runtime else 1]:
             ways = {"plain": slow, "gaeanet": way}
             compare(f"inference in {name}, batch {batch}", batch, "images/s", ways, arguments.rounds)
 
@@ -312,8 +333,9 @@ def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] or ["?"]
     flags = [flag for flag in ("avx2", "avx512f", "amx_bf16") if info.exists() and f" {flag}" in info.read_text()]
+    gpu = f"{torch.cuda.get_device_name()}, " if DEVICE.type == "cuda" else ""
     return (
-        f"{names[0]} ({', '.join(flags)}), {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"{gpu}{names[0]} ({', '.join(flags)}), {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, gaeanet {__version__}, "
         f"{kernels.availability()}"
     )
@@ -328,11 +350,14 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=48)
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--size", type=int, default=224, help="of images, in pixels")
+    parser.add_argument("--gpu", action="store_true", help="compute on the first GPU, not on the CPU")
     parser.add_argument("--only", choices=("plain", "gaeanet"), help=argparse.SUPPRESS)
     parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    if arguments.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: PyTorch finds no GPU here")
     if arguments.only:
         memory_of(arguments.only, arguments)
         return
