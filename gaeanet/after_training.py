@@ -42,7 +42,8 @@ def _joined() -> Iterator[Processes]:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Counts a trained network on validation images: accuracies with 95 % intervals, loss, calibration.
 
-    Without options the numbers are those of the run's log, to the last digit, on the same device.
+    Without options the numbers are those of the run's log, to the last digit, on the same device; for a run that held
+    images out of its training split they are those of --minival.
     """
     with importing():
         from gaeanet.data.evaluation import open_evaluation_data
@@ -59,7 +60,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise RequestError(f"--batch-size {arguments.batch_size}: must be 1 or more")
     kinds = trained.kinds if arguments.weights == "both" else [trained.kind(arguments.weights)]
-    source, notes = open_evaluation_data(trained.state, hp, arguments.data, arguments.assume_classes)
+    source, notes = open_evaluation_data(trained.state, hp, arguments.data, arguments.assume_classes, arguments.minival)
     other = None
     if arguments.compare is not None:
         other = find(arguments.compare)
@@ -176,6 +177,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--per-class", action="store_true", help="a table of classes, worst first")
     command.add_argument(
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
+    )
+    command.add_argument(
+        "--minival", action="store_true", help="count the training images that the run held out, as its log does"
     )
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
 

@@ -61,6 +61,8 @@ class Data(Block):
     """What the local copy may take, for example `200 GB`; null for no limit."""
     max_bad: int = Field(10, ge=0)
     """Training images that may be passed over because they do not decode; one more ends the run."""
+    minival: float | None = Field(None, gt=0, lt=1)
+    """Share of each class's training images to hold out and validate on, in place of the validation split."""
     generated_per_class: int = Field(500, ge=10)
     """Training images a class when images are generated; a tenth as many for validation."""
 

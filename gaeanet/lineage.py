@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet import __version__
+from gaeanet.data.minival import in_words
 from gaeanet.errors import RequestError, reason
 from gaeanet.trained import EXPORT_CONFIG, find
 
@@ -56,7 +57,10 @@ def lineage_of(state: Mapping[str, Any], seed: int, parent: Lineage | None) -> L
         "program": f"gaeanet {state.get('gaeanet', __version__)}, torch {state.get('torch')}",
         "revision": revision(),
         "seed": seed,
-        "data": {key: data.get(key) for key in ("location", "fingerprint", "generated")},
+        "data": {
+            **{key: data.get(key) for key in ("location", "fingerprint", "generated")},
+            **({"minival": minival} if (minival := (data.get("settings") or {}).get("minival")) else {}),
+        },
         "parent": parent,
     }
 
@@ -173,6 +177,8 @@ def chain(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f"  trained on {data.get('location')} (fingerprint {data.get('fingerprint')})" + (
             ", GENERATED IMAGES" if data.get("generated") else ""
         )
+        if data.get("minival"):
+            yield f"  but for {in_words(data['minival'])}, on which it was validated"
         parent = link.get("parent")
         if parent is None:
             yield "  from random weights"

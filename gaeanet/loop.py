@@ -290,7 +290,8 @@ class _Run:
         catalog, batches = self.source.catalog, self.state.batches
         data = "generated" if self.source.generated else "imagenet" if catalog.is_imagenet else "photographs"
         images = batches * self.experiment.hyperparameters.global_batch_size
-        return {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
+        where = {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
+        return where if self.source.minival is None else {**where, "minival": self.source.minival}
 
     def _stop(self) -> None:
         if self.state.validated_at != self.state.batches:

@@ -13,7 +13,7 @@ from gaeanet.charts import Series, line_chart
 from gaeanet.config import Experiment
 from gaeanet.drawing import draw
 from gaeanet.recipes import against_original, differences, nearest_recipe
-from gaeanet.report import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line
+from gaeanet.report import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line, beside_the_published, validated_on
 from gaeanet.search import page as search
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ def page(runs: Sequence[RunFacts]) -> str:
     if generated:
         which = "" if len(runs) == 1 else f" ({', '.join(map(escape, generated))})"
         body.append(f'<p class="warning">GENERATED IMAGES, not photographs{which}</p>')
+    for sentence in validated_on({run.name: run.lines for run in runs}):
+        body.append(f'<p class="original">{escape(sentence[0].upper() + sentence[1:])}.</p>')
     body.append(_headline(runs[0]) if len(runs) == 1 else "")
     body.append("</header><main>")
     body += _curves(runs)
@@ -126,7 +128,7 @@ def _curves(runs: Sequence[RunFacts]) -> Iterator[str]:
         ("loss", "loss (cross-entropy)", ""),
     ):
         series: list[Series] = []
-        on_imagenet = any(line.get("data") == "imagenet" for run in runs for line in run.lines)
+        on_imagenet = any(beside_the_published(line) for run in runs for line in run.lines)
         if metric == "top5_accuracy" and on_imagenet:
             end = max(line["epoch"] for run in runs for line in run.lines)
             points = [p for p in zip(PUBLISHED_EPOCHS, PUBLISHED_TOP5) if p[0] <= max(end, PUBLISHED_EPOCHS[1])]

@@ -10,6 +10,7 @@ from gaeanet import __version__, devices, kernels
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Source, usable_workers
+from gaeanet.data.minival import in_words
 from gaeanet.data.order import share
 from gaeanet.run_state import RunState
 from gaeanet.state import TrainingState
@@ -29,7 +30,7 @@ def plan(experiment: Experiment, source: Source, context: LocalContext, state: T
         f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
         + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
-        images(source),
+        *images(source),
     ]
     return sentences + schedule(experiment, context, state, steps)
 
@@ -42,13 +43,20 @@ def machinery(state: RunState, context: LocalContext, workers: int) -> str:
     )
 
 
-def images(source: Source) -> str:
+def images(source: Source) -> list[str]:
     """What there is to learn from."""
     catalog = source.catalog
-    return (
+    found = (
         f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
-        f"{len(catalog.val):,} validation images (fingerprint {catalog.fingerprint})"
+        f"{len(catalog.val):,} validation images (fingerprint {source.fingerprint})"
     )
+    if source.minival is None:
+        return [found]
+    return [
+        found,
+        f"minival: the validation images are {in_words(source.minival)}, held out of training class by class; the "
+        "validation split is not looked at (gaeanet evaluate RUN counts it)",
+    ]
 
 
 def schedule(experiment: Experiment, context: LocalContext, state: RunState, steps: int) -> list[str]:
@@ -75,13 +83,16 @@ def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
     return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
 
 
-def closing_words(state: TrainingState, context: LocalContext) -> list[str]:
+def closing_words(state: TrainingState, context: LocalContext, minival: float | None) -> list[str]:
     """What came of it, and where it is."""
     words = [context.whereabouts()]
     if state.best:
         best = state.best[0]
         kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
-        words.insert(0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights")
+        where = "" if minival is None else f", on {in_words(minival)} held out"
+        words.insert(
+            0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights{where}"
+        )
     return skipped(state) + words
 
 

@@ -85,9 +85,9 @@ class Display:
         )
 
     def _validation(self, line: dict[str, Any]) -> str:
-        text = (
-            f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images: loss {line['loss']:.4f}  "
-        )
+        held_out = " held out of training" if "minival" in line else ""
+        text = f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images{held_out}: "
+        text += f"loss {line['loss']:.4f}  "
         text += f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %"
         if "ema_top1_accuracy" in line:
             text += f"  (EMA: loss {line['ema_loss']:.4f}  top-1 {line['ema_top1_accuracy']:.2f} %  "

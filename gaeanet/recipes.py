@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gaeanet.config import OPERATIONAL, Hyperparameters
-from gaeanet.report import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line
+from gaeanet.report import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line, beside_the_published
 
 RECIPES: dict[str, Hyperparameters] = {
     "the original example's (distributed.yaml)": Hyperparameters(autoaugment=True, cutout=True),
@@ -65,7 +65,7 @@ def against_original(lines: Sequence[Line]) -> str | None:
     """A sentence on a run on ImageNet beside the original one; None for other data or nothing to compare."""
     gaps = []
     for line in lines:
-        if line["kind"] == "validation" and line.get("data") == "imagenet":
+        if line["kind"] == "validation" and beside_the_published(line):
             expected = original_top5(line["epoch"])
             if expected is not None and math.isfinite(line["top5_accuracy"]):
                 gaps.append((line["epoch"], line["top5_accuracy"], expected))

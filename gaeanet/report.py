@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gaeanet.data.minival import in_words
 from gaeanet.errors import RequestError, reason
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     FigureCanvasAgg(figure)
     generated = any(line.get("data") == "generated" for lines in runs.values() for line in lines)
     title = ", ".join(runs) if len(runs) < 4 else f"{len(runs)} runs"
+    title += "".join(f" ({sentence})" for sentence in validated_on(runs))
     figure.suptitle(
         title + (": GENERATED IMAGES, not photographs" if generated else ""), color="#b00020" if generated else "black"
     )
@@ -71,10 +73,28 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
         raise RequestError(f"{path}: cannot write the picture: {reason(error)}") from None
 
 
+def validated_on(runs: Mapping[str, Sequence[Line]]) -> list[str]:
+    """What the validation numbers are of, in sentences, wherever that is not the validation split."""
+    shares: dict[float, list[str]] = {}
+    for name, lines in runs.items():
+        if lines and "minival" in lines[-1]:
+            shares.setdefault(lines[-1]["minival"], []).append(name)
+    return [
+        f"validated on {in_words(share)}, not on the validation split"
+        + (f": {', '.join(names)}" if len(names) < len(runs) else "")
+        for share, names in shares.items()
+    ]
+
+
+def beside_the_published(line: Line) -> bool:
+    """Whether what a line says of validation can be compared with the original run's figures."""
+    return line.get("data") == "imagenet" and "minival" not in line
+
+
 def _one_run(panel: Axes, metric: str, lines: Sequence[Line]) -> None:
     training = [line for line in lines if line["kind"] == "train"]
     validation = [line for line in lines if line["kind"] == "validation"]
-    if metric == "top5_accuracy" and any(line.get("data") == "imagenet" for line in lines):
+    if metric == "top5_accuracy" and any(map(beside_the_published, lines)):
         panel.plot(
             PUBLISHED_EPOCHS, PUBLISHED_TOP5, color=_PUBLISHED, linewidth=4, label="original run, published (raw)"
         )

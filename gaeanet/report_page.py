@@ -53,7 +53,9 @@ def gather(
         return facts
     try:
         if source is None or processes is not None:
-            opened, _ = open_evaluation_data(trained.state, trained.hyperparameters, None)
+            # What was validated on in the run, so that looking at the report is no look at the validation split.
+            held_out = experiment.data.minival is not None
+            opened, _ = open_evaluation_data(trained.state, trained.hyperparameters, None, minival=held_out)
             source = source or opened
         facts.samples = samples(source, experiment.hyperparameters) if len(source.catalog.train) else []
         if processes is None:

@@ -207,7 +207,7 @@ class RunState:
             "class_names": list(catalog.class_names),
             "data": {
                 "location": self._source.location,
-                "fingerprint": catalog.fingerprint,
+                "fingerprint": self._source.fingerprint,
                 "generated": self._source.generated,
                 "settings": self._data,
             },
@@ -227,6 +227,11 @@ class RunState:
                     f"hyperparameters.{key} is {value!r}, but the run to resume in {run} has {saved!r}: "
                     "a resumed run keeps its recipe; start another with --run-dir"
                 )
+        if (minival := self._data["minival"]) != (saved := state["data"].get("settings", {}).get("minival")):
+            raise RequestError(
+                f"data.minival is {_yaml(minival)}, but the run to resume in {run} has {_yaml(saved)}: it would learn "
+                "from images that it was validated on, or the other way round; start another with --run-dir"
+            )
         check_table(
             self._source.catalog, state["classes"], f"{self._source.location}, against the run to resume in {run}"
         )
@@ -263,6 +268,10 @@ class RunState:
 def are_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether every value is a number."""
     return all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+
+
+def _yaml(value: float | None) -> str:
+    return "null" if value is None else f"{value:g}"
 
 
 def portable_data(data: Data) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from gaeanet import devices
 from gaeanet.augment import ValidationTransform
 from gaeanet.data.evaluation import real_labels
 from gaeanet.data.loader import usable_workers
+from gaeanet.data.minival import in_words
 from gaeanet.data.source import Source
 from gaeanet.measures import calibration_error, mcnemar, wilson
 from gaeanet.predictions import Predictions, predict_split
@@ -148,8 +149,9 @@ def evaluate_trained(
     facts: dict[str, Any] = {
         "checkpoint": str(trained.path),
         "data": source.location,
-        "data_fingerprint": source.catalog.fingerprint,
+        "data_fingerprint": source.fingerprint,
         "generated": source.generated,
+        "minival": source.minival,
         "device": devices.describe(processes.device),
         "cell": hp.cell.fingerprint,
         "image_size": transform.size,
@@ -212,7 +214,8 @@ def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
     """The values for people, line by line."""
     marker = " [generated images]" if facts["generated"] else ""
     yield f"{facts['checkpoint']} (cell {facts['cell']})"
-    yield f"{facts['count']:,} images of {facts['data']}{marker}, {facts['device']}"
+    held_out = f", {in_words(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
+    yield f"{facts['count']:,} images of {facts['data']}{held_out}{marker}, {facts['device']}"
     yield f"shorter side to {facts['resize']}, centre {facts['image_size']} x {facts['image_size']}"
     yield from (f"not as in the run: {words}" for words in facts["changed"])
     yield from facts["notes"]

@@ -44,4 +44,4 @@ class Training(Job):
         return {"drop_path_rate": self._drop_path_rate}
 
     def closing_words(self, context: LocalContext) -> list[str]:
-        return closing_words(self.state, context)
+        return closing_words(self.state, context, self.source.minival)

@@ -27,6 +27,7 @@ from gaeanet.data.catalog import Catalog, Split, check_imagenet_is_whole, imagen
 from gaeanet.data.images import to_pixels
 from gaeanet.data.index import catalog_arrays, write_index
 from gaeanet.data.loader import training_batches
+from gaeanet.data.minival import with_minival
 from gaeanet.data.shards import SHUFFLE_WINDOW, BucketShardSource, ShardSource
 from gaeanet.data.source import Source
 from gaeanet.data.sources import open_location
@@ -113,6 +114,19 @@ def test_streamed_shards_are_read_whole_and_once_an_epoch(
     assert len(read) <= (2 if workers else 1) * count
     window = list((tmp_path / "cache" / "gaeanet").glob("*.window/*.tar"))
     assert len(window) <= 2 * (SHUFFLE_WINDOW + 1)
+
+
+def test_held_out_images_of_streamed_shards_are_requests_of_their_own(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    prepare(str(photos), shards, shards=True, shard_bytes=10_000)
+    upload(shards, "gs://photos/held-out")
+    source = with_minival(open_location("gs://photos/held-out"), 0.1)
+    read: list[str] = []
+    gcs.faults = lambda method, path: read.append(path) if method == "GET" and "/train-" in path else None
+    found = list(source.fetch("val", range(30)))
+    assert found == list(with_minival(ShardSource(str(shards)), 0.1).fetch("val", range(30)))
+    assert len(read) == 30
+    assert not list((tmp_path / "cache" / "gaeanet").glob("*.window/*.tar"))
 
 
 def test_a_shard_that_changed_under_a_stream_is_read_sample_by_sample(gcs: Proxy, photos: Path, tmp_path: Path) -> None:

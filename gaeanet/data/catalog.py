@@ -57,6 +57,13 @@ class Split:
         start = int(self.ends[index - 1]) if index else 0
         return self.names[start : int(self.ends[index])].tobytes().decode("utf-8", "surrogateescape")
 
+    def take(self, indices: NDArray[np.int64]) -> Split:
+        """The samples `indices`, ascending, as a split of their own."""
+        kept = np.zeros(len(self), bool)
+        kept[indices] = True
+        lengths = np.diff(self.ends, prepend=0)
+        return Split(self.names[np.repeat(kept, lengths)], np.cumsum(lengths[indices]), self.labels[indices])
+
     def counts(self, classes: int) -> NDArray[np.int64]:
         """Samples of each class, (classes,)."""
         return np.bincount(self.labels, minlength=classes)

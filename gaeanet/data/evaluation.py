@@ -17,6 +17,7 @@ from gaeanet.config import Data, Hyperparameters, experiment_from
 from gaeanet.data.catalog import Catalog, Split, check_table, imagenet_wnids
 from gaeanet.data.folder import images_under
 from gaeanet.data.layout import SPLIT_FOLDERS, images_root
+from gaeanet.data.minival import in_words, with_minival
 from gaeanet.data.source import Source
 from gaeanet.data.sources import GENERATED_MARGIN, open_location
 from gaeanet.data.synthetic import SyntheticSource
@@ -65,6 +66,7 @@ def open_evaluation_data(
     hyperparameters: Hyperparameters,
     location: str | None,
     assume_classes: bool = False,
+    minival: bool = False,
 ) -> tuple[Source, list[str]]:
     """The images to count, and what there is to say about them, one sentence each.
 
@@ -72,12 +74,16 @@ def open_evaluation_data(
         state: Of the trained network: its class table and the data it was trained with.
         location: Another place than the run's.
         assume_classes: For weights without a class table: whether the data's sorted classes are taken for it.
+        minival: Count what the run held out of its training split and validated on, in place of the validation split.
 
     Raises:
         RequestError: They cannot be read, or their classes are not the network's.
     """
     classes, known = state.get("classes"), state.get("data") or {}
     settings = dict(known.get("settings") or {"location": known.get("location")})
+    share: float | None = settings.get("minival")
+    if minival and share is None:
+        raise RequestError("--minival: the run held nothing out of its training split, data.minival is null: leave it")
     if location is not None:
         if not location.strip():
             raise RequestError("--data is empty: give a directory or a bucket's URL")
@@ -85,7 +91,8 @@ def open_evaluation_data(
     elif known.get("generated"):
         per_class = _data({**settings, "location": None}).generated_per_class
         size = round(hyperparameters.image_size * GENERATED_MARGIN)
-        return SyntheticSource(hyperparameters.num_classes, per_class, size, hyperparameters.seed), []
+        made = SyntheticSource(hyperparameters.num_classes, per_class, size, hyperparameters.seed)
+        return _counted(made, share, minival)
     elif not settings.get("location") and not settings.get("bucket_name"):
         raise RequestError("these weights came without data: say with --data what to evaluate them on")
     data = _data(settings)
@@ -98,13 +105,23 @@ def open_evaluation_data(
     else:
         check_table(source.catalog, classes, f"{place}, against the checkpoint's classes")
     if fingerprint := known.get("fingerprint"):
-        if source.catalog.fingerprint == fingerprint:
+        if source.fingerprint == fingerprint:
             notes.append(f"the data are those of the run (fingerprint {fingerprint})")
         elif location is None:
-            notes.append(
-                f"the data have changed since the run: fingerprint {source.catalog.fingerprint}, then {fingerprint}"
-            )
-    return source, notes
+            notes.append(f"the data have changed since the run: fingerprint {source.fingerprint}, then {fingerprint}")
+    source, more = _counted(source, share, minival)
+    return source, notes + more
+
+
+def _counted(source: Source, share: float | None, minival: bool) -> tuple[Source, list[str]]:
+    """What is counted of a run that held `share` of its training split out: its validation split, or that share."""
+    if share is None:
+        return source, []
+    if minival:
+        if not len(source.catalog.train):
+            raise RequestError(f"{source.location}: no training split there to hold anything out of")
+        return with_minival(source, share), []
+    return source, [f"the run validated on {in_words(share)} (--minival counts that); this is the validation split"]
 
 
 def _data(settings: dict[str, Any]) -> Data:

@@ -82,9 +82,16 @@ def class_shares(
     Returns:
         The numbers of each part's samples, ascending, int64.
     """
-    order = np.lexsort((_hashes(_hash(_PICK, seed), len(labels)), labels))
+    return shares_by_key(labels, classes, _hashes(_hash(_PICK, seed), len(labels)), shares)
+
+
+def shares_by_key(
+    labels: NDArray[np.int32], classes: int, keys: NDArray[np.uint64], shares: Sequence[float]
+) -> list[NDArray[np.int64]]:
+    """The same where `keys`, uint64 (n,), say in which order a class's samples go into the parts: smallest first."""
+    order = np.lexsort((keys, labels))
     counts = np.bincount(labels, minlength=classes)
-    place = np.empty(len(labels), np.int64)  # of a sample among those of its class, in a seeded order
+    place = np.empty(len(labels), np.int64)  # of a sample among those of its class, by key
     place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     ends = [np.floor(total * counts + 0.5 + 1e-9)[labels] for total in np.cumsum([0.0, *shares])]
     return [np.flatnonzero((place >= low) & (place < high)) for low, high in pairwise(ends)]

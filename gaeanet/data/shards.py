@@ -224,6 +224,12 @@ class BucketShardSource(ShardSource):
                     self._window.use(shard.name)
         return self._client.map(partial(self._read_one, split), indices)
 
+    def fetch_scattered(self, split: str, indices: Iterable[int]) -> Iterator[bytes]:
+        if self._copy:
+            return self.fetch(split, indices)
+        # A window of whole shards would be filled for one image of each, and empty of those that the epoch is at.
+        return self._client.map(partial(self._read_one, split), list(indices))
+
     def _read_one(self, split: str, index: int) -> bytes:
         shard, offset, size = self._place(split, index)
         check = self._check(split, index)

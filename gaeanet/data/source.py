@@ -23,6 +23,7 @@ class Source(ABC):
         location: The place as it was given.
         notes: What there is to say about it, one sentence each.
         generated: Whether the images are made up.
+        minival: Share of the training split that is the validation split here; None where that is the place's own.
         start_method: How worker processes must be started (`forkserver`), None where any way will do.
     """
 
@@ -30,6 +31,7 @@ class Source(ABC):
     location: str
     notes: list[str]
     generated = False
+    minival: float | None = None
     start_method: str | None = None
 
     @abstractmethod
@@ -48,9 +50,18 @@ class Source(ABC):
         """Many samples in the order asked for; sources far away have many requests under way at a time."""
         return (self.read(split, index) for index in indices)
 
+    def fetch_scattered(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        """The same for samples that are no neighbours in the order of an epoch, as far apart as they may lie."""
+        return self.fetch(split, indices)
+
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order in which an epoch visits the training samples: a permutation of 0..n-1, int64 (n,)."""
         return order.epoch_order(len(self.catalog.train), seed, epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all images of the place, whichever of them are taken."""
+        return self.catalog.fingerprint
 
     @property
     def retries(self) -> int:

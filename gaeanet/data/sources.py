@@ -10,6 +10,7 @@ from gaeanet.data.archives import ArchiveSource
 from gaeanet.data.catalog import check_class_count
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.layout import ARCHIVES, INDEX, UNFINISHED
+from gaeanet.data.minival import with_minival
 from gaeanet.data.shards import BucketShardSource, ShardSource
 from gaeanet.data.source import Source
 from gaeanet.data.synthetic import SyntheticSource
@@ -23,7 +24,7 @@ def open_source(experiment: Experiment) -> Source:
     """The source of images, checked against the network's classes and the batch size.
 
     Raises:
-        RequestError: The location cannot be read, or does not fit the hyperparameters.
+        RequestError: The location cannot be read, or does not fit the hyperparameters, or is too small for a minival.
     """
     data, hp = experiment.data, experiment.hyperparameters
     location = data.resolved_location
@@ -35,11 +36,13 @@ def open_source(experiment: Experiment) -> Source:
     else:
         source = open_location(location, data)
     check_class_count(source.catalog, hp.num_classes, source.location)
+    if data.minival is not None:
+        source = with_minival(source, data.minival)
     _check_shares(hp)
     if hp.global_batch_size > len(source.catalog.train):
         raise RequestError(
             f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "
-            f"training images of {source.location}: lower it"
+            f"training images of {source.location}{' beside data.minival' * (data.minival is not None)}: lower it"
         )
     return source
 

@@ -7,39 +7,54 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gaeanet.data.catalog import Catalog, Split
+from gaeanet.data.catalog import Catalog
 from gaeanet.data.source import Contents, Source
 
 
 class Subset(Source):
-    """The training images `indices` of `source`, with its classes and all its validation images.
+    """The training images `indices` of `source`, with its classes.
 
     An epoch visits them in the order in which the whole source's epoch would, so that shards are still read one after
     the other, and the order is the same for the same images in any kind of source.
 
     Args:
         indices: Numbers of samples in the source, ascending, int64 (n,).
+        held_out: Numbers of other training samples, ascending, that are the validation split; None keeps the source's.
     """
 
-    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
-        self._source, self._indices = source, indices
-        whole = source.catalog
-        samples = ((whole.train.name(index), int(whole.train.labels[index])) for index in indices.tolist())
-        self.catalog = Catalog(whole.classes, Split.of(samples), whole.val)
+    def __init__(self, source: Source, indices: NDArray[np.int64], held_out: NDArray[np.int64] | None = None) -> None:
+        self._source, self._indices, self._held_out = source, indices, held_out
         self.location, self.notes = source.location, source.notes
-        self.generated, self.start_method = source.generated, source.start_method
+        self.generated, self.start_method, self.minival = source.generated, source.start_method, source.minival
+        self._load()
+
+    def _load(self) -> None:
+        whole, held_out = self._source.catalog, self._held_out
+        validation = whole.val if held_out is None else whole.train.take(held_out)
+        self.catalog = Catalog(whole.classes, whole.train.take(self._indices), validation)
+
+    def __getstate__(self) -> dict[str, object]:
+        # A worker works the names out from those of the whole source, which it may map.
+        return {key: value for key, value in self.__dict__.items() if key != "catalog"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._load()
 
     def read(self, split: str, index: int) -> Contents:
-        return self._source.read(split, self._number(split, index))
+        return self._source.read(*self._place(split, index))
 
     def path(self, split: str, index: int) -> str:
-        return self._source.path(split, self._number(split, index))
+        return self._source.path(*self._place(split, index))
 
     def size(self, split: str, index: int) -> int:
-        return self._source.size(split, self._number(split, index))
+        return self._source.size(*self._place(split, index))
 
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
-        return self._source.fetch(split, [self._number(split, index) for index in indices])
+        places = [self._place(split, index)[1] for index in indices]
+        if split == "val" and self._held_out is not None:
+            return self._source.fetch_scattered("train", places)
+        return self._source.fetch(split, places)
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         place = np.full(len(self._source.catalog.train), -1, np.int64)
@@ -48,8 +63,15 @@ class Subset(Source):
         return order[order >= 0]
 
     @property
+    def fingerprint(self) -> str:
+        return self._source.fingerprint
+
+    @property
     def retries(self) -> int:
         return self._source.retries
 
-    def _number(self, split: str, index: int) -> int:
-        return int(self._indices[index]) if split == "train" else index
+    def _place(self, split: str, index: int) -> tuple[str, int]:
+        """Split and number of a sample in the whole source."""
+        if split == "train":
+            return "train", int(self._indices[index])
+        return ("val", index) if self._held_out is None else ("train", int(self._held_out[index]))

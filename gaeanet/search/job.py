@@ -75,7 +75,7 @@ class Searching(Job):
             f"{len(EDGES)} edges of a normal and a reduction cell",
             f"supernet: {hp.layers} cells, {hp.init_channels} channels, of which one in {search.divisor} goes through "
             f"the candidates, {hp.activation}, {hp.image_size} px: {parameters:,} parameters",
-            images(self.whole),
+            *images(self.whole),
             f"shares: {shares}",
             *schedule(self.experiment, context, self.state, self.steps),
         ]
@@ -136,11 +136,12 @@ class Searching(Job):
 
     def _lineage(self) -> dict[str, Any]:
         """Which search found the genotype, from which images, and how far it was."""
-        hp, catalog = self.hyperparameters, self.whole.catalog
+        hp = self.hyperparameters
         data = {
             "location": self.whole.location,
-            "fingerprint": catalog.fingerprint,
+            "fingerprint": self.whole.fingerprint,
             "generated": self.whole.generated,
+            "settings": {"minival": self.whole.minival},
         }
         origin = lineage_of({"gaeanet": __version__, "data": data}, hp.seed, None)
         return {
