@@ -29,8 +29,8 @@ class TimedState(TrainingState):
 
     laps: dict[str, float] | None = None
 
-    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self._lap("transfer", lambda: super(TimedState, self)._on_device(images, labels))
+    def _examples(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return self._lap("transfer", lambda: super(TimedState, self)._examples(images, labels, part))
 
     def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
         return self._lap("forward", lambda: super(TimedState, self)._loss(images, labels, sums))

@@ -129,6 +129,8 @@ NOT_IN_A_SEARCH: dict[str, Any] = {
     "new_head": False,
     "freeze": "nothing",
     "layer_decay": 1.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
 }
 """Hyperparameters that a search does without, and their only value there."""
 
@@ -187,6 +189,10 @@ class Hyperparameters(Block):
     cutout: bool = False
     cutout_length: int = Field(16, ge=1)
     """Side of the cutout square in pixels."""
+    mixup_alpha: float = Field(0.0, ge=0)
+    """Images mixed in pairs, shares drawn from Beta(alpha, alpha) once a step (Zhang et al. 2018); 0 mixes none."""
+    cutmix_alpha: float = Field(0.0, ge=0)
+    """The same with a rectangle of the one put into the other (Yun et al. 2019); with both, a step takes either."""
     max_batch_per_slot: int | None = Field(None, ge=2)
     """Images that one process takes at once; a larger share is worked off in parts, their gradients added up."""
     sync_batch_norm: bool = False
@@ -273,6 +279,11 @@ class Hyperparameters(Block):
         """Side of the training images at the beginning and at the end of the run."""
         sizes = self.image_size if self.train_image_size is None else self.train_image_size
         return (sizes, sizes) if isinstance(sizes, int) else (sizes[0], sizes[1])
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed with one another."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def parts(self, images: int) -> int:
         """In how many parts a process works off its share, so many images, of a global batch."""

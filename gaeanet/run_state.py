@@ -114,16 +114,23 @@ class RunState:
     def _learn(self, images: Tensor, labels: Tensor, sums: Tensor) -> None:
         """Adds up the gradients of this process's share, in as many parts as it takes."""
         self.optimizer.zero_grad(set_to_none=True)
-        for part, (x, y) in enumerate(parts := self._parts(images, labels), 1):
+        for part in self._parts(len(labels)):
             # Gradients travel between the processes once a step, with the last part.
-            apart = isinstance(self._shared, DistributedDataParallel) and part < len(parts)
+            apart = isinstance(self._shared, DistributedDataParallel) and part.stop < len(labels)
             exchange = self._shared.no_sync() if apart else nullcontext()  # type: ignore[operator]
             with exchange:
-                self._backward(self._loss(*self._on_device(x, y), sums))
+                self._backward(self._loss(*self._examples(images, labels, part), sums))
 
-    def _parts(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        count = self._hp.parts(len(labels))
-        return list(zip(images.tensor_split(count), labels.tensor_split(count)))
+    def _parts(self, count: int) -> list[slice]:
+        """The parts in which a share of `count` images is worked off, as alike as can be, the larger ones first."""
+        parts = self._hp.parts(count)
+        size, larger = divmod(count, parts)
+        ends = [(k + 1) * size + min(k + 1, larger) for k in range(parts)]
+        return [slice(start, end) for start, end in zip([0, *ends], ends)]
+
+    def _examples(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """What the network learns from a part of this process's share, on the device."""
+        return self._on_device(images[part], labels[part])
 
     def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """A part as the network takes it: normalised float32 images, and labels, on the device."""
@@ -248,8 +255,8 @@ class RunState:
         if state["world_size"] != self._processes.world_size:
             notes.append(
                 f"this run goes on with {self._processes.world_size} processes after {state['world_size']}: the order "
-                "of images, their augmentation and the schedule go on exactly; batch-norm statistics, drop-path draws "
-                "and rounding are those of the new number"
+                "of images, their augmentation and the schedule go on exactly; batch-norm statistics, drop-path "
+                f"draws{', partners of mixed images' * self._hp.mixes} and rounding are those of the new number"
             )
         return notes
 

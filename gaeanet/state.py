@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from gaeanet import checkpoint, devices, finetune, kernels
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.data.loader import Source
+from gaeanet.data.order import mix_seed
 from gaeanet.ema import WeightAverage
 from gaeanet.evaluate import Meter
+from gaeanet.mixing import Mix, Mixing
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
 from gaeanet.run_state import RunState
@@ -50,6 +52,8 @@ class TrainingState(RunState):
         if hp.sync_batch_norm and processes.world_size > 1:
             devices.check_sync_batch_norm(device)
             self._network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self._network)
+        self._mixing = Mixing(hp)
+        self._mix: Mix | None = None
         self._frozen = finetune.freeze(self._network, hp.freeze)
         self.average = WeightAverage(self._network, hp.ema_decay) if hp.ema_decay > 0 else None
         compilation = devices.compile_for(hp.compile, self._network, device)
@@ -76,24 +80,40 @@ class TrainingState(RunState):
         self.network.train()
         finetune.evaluation_mode(self._frozen)
         self.network.set_drop_path_rate(drop_path_rate)
+        self._mix = self._mixing.draw(mix_seed(self._hp.seed, self.batches), *images.shape[2:])
         sums = self._begin_step(learning_rate)
         self._learn(images, labels, sums)
         if self._update(sums) and self.average:
             self.average.update(self.updates - 1)
 
+    def _examples(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Images and labels, int64 (N,); where images are mixed, the label of each and of its partner, (N, 2)."""
+        found, own = super()._examples(images, labels, part)
+        if self._mix is None:
+            return found, own
+        after = part.stop % len(labels)
+        follower, its_label = self._on_device(images[after : after + 1], labels[after : after + 1])
+        return self._mix.images(found, follower), self._mix.labels(own, its_label)
+
     def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
-        """A part's contribution to the mean loss over the global batch, tower included; counts into `sums`."""
-        hp = self._hp
+        """A part's contribution to the mean loss over the global batch, tower included; counts into `sums`.
+
+        Guesses at mixed images count as right where they name what has the larger share.
+        """
+        hp, mix = self._hp, self._mix
         dtype = devices.DTYPES[self.precision]
         with torch.autocast(self._device.type, dtype, enabled=dtype is not torch.float32):
             outputs = self._shared(images)
         logits, *tower = outputs if isinstance(outputs, tuple) else (outputs,)
 
         def smoothed(logits: Tensor) -> Tensor:
-            return F.cross_entropy(logits.float(), labels, label_smoothing=hp.label_smoothing_rate, reduction="sum")
+            def against(labels: Tensor) -> Tensor:
+                return F.cross_entropy(logits.float(), labels, label_smoothing=hp.label_smoothing_rate, reduction="sum")
+
+            return mix.loss(against, labels) if mix else against(labels)
 
         loss = smoothed(logits)
-        sums += Meter.count(logits.detach(), labels, loss.detach()).to(sums)
+        sums += Meter.count(logits.detach(), mix.larger(labels) if mix else labels, loss.detach()).to(sums)
         for auxiliary in tower:
             loss = loss + hp.auxiliary_weight * smoothed(auxiliary)
         return self._mean_over_global_batch(loss)

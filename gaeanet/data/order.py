@@ -18,7 +18,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 0xFFFFFFFFFFFFFFFF
 
 # Keeps the streams of different purposes apart.
-_ORDER, _SAMPLE, _STEP, _SHARD, _REPLACEMENT, _PICK, _STREAM = 1, 2, 3, 4, 5, 6, 7
+_ORDER, _SAMPLE, _STEP, _SHARD, _REPLACEMENT, _PICK, _STREAM, _MIX = 1, 2, 3, 4, 5, 6, 7, 8
 
 
 def _finish(x: int) -> int:
@@ -118,6 +118,11 @@ def sample_seed(seed: int, epoch: int, sample: int) -> int:
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """Seed (63 bits) of what the network draws (drop-path, dropout) in one step on one process."""
     return _hash(_STEP, seed, epoch, step, rank) >> 1
+
+
+def mix_seed(seed: int, batch: int) -> int:
+    """Seed (63 bits) of what all processes draw alike for a global batch, number `batch` of the run."""
+    return _hash(_MIX, seed, batch) >> 1
 
 
 def steps_per_epoch(count: int, global_batch: int) -> int:

@@ -122,9 +122,9 @@ class SearchState(RunState):
         unused = torch.zeros_like(self.meter.sums)
         total: list[Tensor] = []
         try:
-            for images, labels in self._parts(*examples):
-                part = self._on_device(images, labels)
-                loss = self._loss_of(self._supernet, self.architecture.mixture(), *part, unused)
+            for part in self._parts(len(examples[1])):
+                learnt = self._examples(*examples, part)
+                loss = self._loss_of(self._supernet, self.architecture.mixture(), *learnt, unused)
                 found = torch.autograd.grad(self._scaler.scale(loss), self.architecture.parameters)
                 total = [a + b for a, b in zip(total, found)] if total else list(found)
         finally:
