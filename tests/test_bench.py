@@ -113,7 +113,7 @@ def test_the_time_of_a_run_is_foretold_to_a_factor_of_five(
     assert left(tmp_path) == before
 
     for name in ("_draw", "_write_report"):
-        monkeypatch.setattr(f"gaeanet.train.{name}", lambda *_: None)
+        monkeypatch.setattr(f"gaeanet.loop.{name}", lambda *_: None)
     began = time.monotonic()
     assert gaeanet("train", config, "--data", data).code == 0
     took = time.monotonic() - began
