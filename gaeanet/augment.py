@@ -1,8 +1,8 @@
 """Training and validation transforms: uint8 (3, H, W) in, uint8 (3, size, size) out, in channels-last memory.
 
 Every draw comes from torch's default generator, which the loader seeds for each sample. The order is that of the
-recipe: random resized crop, flip, AutoAugment or RandAugment, colour jitter, cutout; normalisation follows on the
-device, a whole batch at once (`normalize`).
+recipe: random resized crop, flip, AutoAugment or RandAugment, colour jitter, cutout, random erasing; normalisation
+follows on the device, a whole batch at once (`normalize`), and there images are mixed (gaeanet/mixing.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ VALIDATION_CROP = 0.875
 """Share of the resized image that the validation crop shows: 224 of 256 pixels."""
 
 _ASPECTS = (3 / 4, 4 / 3)
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_ASPECT = 10 / 3
+"""Of random erasing: bounds of the rectangle's share of the area, and of the longer side's ratio to the shorter."""
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -79,6 +82,32 @@ def cutout(image: Tensor, length: int) -> Tensor:
     y, x = int(draws[0] * height), int(draws[1] * width)
     top, left = max(0, y - length // 2), max(0, x - length // 2)
     bottom, right = min(height, y - length // 2 + length), min(width, x - length // 2 + length)
+    return _filled(image, top, left, bottom, right)
+
+
+def erased(image: Tensor) -> Tensor:
+    """Fills a rectangle of 2 % to a third of the area and aspect 0.3 to 10/3 with the mean colour.
+
+    Random erasing (Zhong et al. 2020, arXiv 1708.04896) with timm's bounds: its mode `const`, and torchvision's
+    default, which write zero after normalisation; to 0.006 that is the mean colour, as for `cutout`. (timm's `pixel`
+    writes normal noise.) Ten tries to find a rectangle that fits; an image too narrow for all of them stays as it is.
+    """
+    _, height, width = image.shape
+    low, high = _ERASED_AREA
+    log_aspect = math.log(_ERASED_ASPECT)
+    place = torch.rand(2, dtype=torch.float64).tolist()
+    for area_draw, aspect_draw in torch.rand(10, 2, dtype=torch.float64).tolist():
+        area = height * width * (low + (high - low) * area_draw)
+        aspect = math.exp(log_aspect * (2 * aspect_draw - 1))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
+            return _filled(image, top, left, top + h, left + w)
+    return image
+
+
+def _filled(image: Tensor, top: int, left: int, bottom: int, right: int) -> Tensor:
+    """Fills a rectangle with the mean colour, in place."""
     mean = torch.tensor([round(255 * value) for value in MEAN], dtype=image.dtype)
     image[:, top:bottom, left:right] = mean.view(3, 1, 1)
     return image
@@ -92,6 +121,7 @@ class TrainingTransform:
         self._epochs = hyperparameters.epochs
         self._min_area = hyperparameters.crop_min_area
         self._cutout = hyperparameters.cutout_length if hyperparameters.cutout else 0
+        self._erasing = hyperparameters.random_erasing
         policies = (hyperparameters.autoaugment, AutoAugment), (hyperparameters.randaugment, RandAugment)
         self._policies = [policy() for asked, policy in policies if asked]
         self._jitter = ColorJitter(0.4, 0.4, 0.4, 0.2) if hyperparameters.color_jitter else None
@@ -112,6 +142,8 @@ class TrainingTransform:
             image = self._jitter(image.permute(1, 2, 0).contiguous()).permute(2, 0, 1)
         if self._cutout:
             image = cutout(image, self._cutout)
+        if self._erasing and torch.rand(()).item() < self._erasing:
+            image = erased(image)
         return image
 
 

@@ -189,6 +189,8 @@ class Hyperparameters(Block):
     cutout: bool = False
     cutout_length: int = Field(16, ge=1)
     """Side of the cutout square in pixels."""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+    """Probability that a rectangle of 2 % to a third of a training image is filled with the mean colour."""
     mixup_alpha: float = Field(0.0, ge=0)
     """Images mixed in pairs, shares drawn from Beta(alpha, alpha) once a step (Zhang et al. 2018); 0 mixes none."""
     cutmix_alpha: float = Field(0.0, ge=0)

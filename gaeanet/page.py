@@ -224,8 +224,8 @@ def _confused(run: RunFacts) -> Iterator[str]:
 
 def _samples(run: RunFacts) -> Iterator[str]:
     mixed = ", before it was mixed with another" * run.experiment.hyperparameters.mixes
-    yield "<p>Left as validation sees it, then as training saw it in its first epochs: crop, flip, colour, cutout"
-    yield f"{mixed}.</p>"
+    yield "<p>Left as validation sees it, then as training saw it in its first epochs: crop, flip, colour, cutout or "
+    yield f"erasing{mixed}.</p>"
     yield '<div class="pairs">'
     for sample in run.samples:
         name = run.classes[sample.label] if run.classes else f"class {sample.label}"

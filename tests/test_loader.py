@@ -7,14 +7,14 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from gaeanet.augment import MEAN, STD, TrainingTransform, ValidationTransform, crop_box, cutout, normalize
+from gaeanet.augment import MEAN, STD, TrainingTransform, ValidationTransform, crop_box, cutout, erased, normalize
 from gaeanet.config import Hyperparameters
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.loader import training_batches, validation_batches
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.errors import RunError
 
-HP = Hyperparameters(image_size=32, autoaugment=True, cutout=True, cutout_length=8)
+HP = Hyperparameters(image_size=32, autoaugment=True, cutout=True, cutout_length=8, random_erasing=0.5)
 
 
 def digests(source: object, **options: object) -> dict[tuple[int, int], tuple[int, list[int]]]:
@@ -105,6 +105,40 @@ def test_cutout_covers_one_square_with_the_mean_colour() -> None:
         covered.append(int(box))
     assert max(covered) == 256
     assert 64 <= min(covered) < 160
+
+
+def test_erasing_covers_one_rectangle_of_the_stated_area_and_aspect() -> None:
+    torch.manual_seed(1)
+    areas, aspects = [], []
+    for _ in range(400):
+        image = erased(torch.zeros(3, 96, 128, dtype=torch.uint8))
+        rows, columns = image[0].nonzero(as_tuple=True)
+        height, width = int(rows.max() - rows.min() + 1), int(columns.max() - columns.min() + 1)
+        assert len(rows) == height * width
+        assert image[:, rows[0], columns[0]].tolist() == [124, 116, 104]
+        areas.append(height * width / (96 * 128))
+        aspects.append(height / width)
+    assert 0.018 < min(areas) < 0.04
+    assert 0.3 < max(areas) < 0.345
+    assert 0.28 < min(aspects) < 0.4
+    assert 2.5 < max(aspects) < 3.6
+    narrow = torch.zeros(3, 1, 40, dtype=torch.uint8)
+    assert not erased(narrow).any()  # nothing lower than the image fits into it
+
+
+def test_erasing_is_drawn_last_so_that_other_draws_stay_as_they_were() -> None:
+    pixels = torch.randint(1, 255, (3, 48, 48), dtype=torch.uint8)
+    changed = 0
+    for seed in range(60):
+        images = []
+        for values in ({}, {"random_erasing": 0.5}):
+            hp = Hyperparameters(image_size=32, cutout=True, cutout_length=8, **values)
+            torch.manual_seed(seed)
+            images.append(TrainingTransform(hp).at(0)(pixels))
+        differs = (images[0] != images[1]).any(0)
+        assert (images[1][:, differs] == torch.tensor([[124], [116], [104]])).all()
+        changed += bool(differs.any())
+    assert 18 < changed < 42
 
 
 def test_validation_resizes_the_shorter_side_and_crops_the_centre() -> None:
