@@ -129,6 +129,7 @@ NOT_IN_A_SEARCH: dict[str, Any] = {
     "new_head": False,
     "freeze": "nothing",
     "layer_decay": 1.0,
+    "decay_norms_and_biases": True,
     "mixup_alpha": 0.0,
     "cutmix_alpha": 0.0,
 }
@@ -175,6 +176,8 @@ class Hyperparameters(Block):
     warmup_epochs: int = Field(5, ge=0)
     momentum: Probability = 0.9
     weight_decay: float = Field(3.0e-5, ge=0)
+    decay_norms_and_biases: bool = True
+    """False leaves batch norms' weights and all biases without weight decay."""
     clip_gradients_l2_norm: float = Field(5.0, ge=0)
     """0 does not clip."""
     label_smoothing_rate: Probability = 0.1

@@ -19,12 +19,10 @@ from gaeanet.data.catalog import check_table
 from gaeanet.data.loader import Source
 from gaeanet.errors import RequestError, reason
 from gaeanet.evaluate import Meter
+from gaeanet.finetune import Group
 from gaeanet.lineage import Lineage, lineage_of
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CHECKPOINTS
-
-Group = tuple[float, list[tuple[str, nn.Parameter]]]
-"""Parameters with their names that learn at one rate: the factor on the learning rate, and they."""
 
 
 class RunState:
@@ -79,12 +77,18 @@ class RunState:
             # Before each forward the first process's batch-norm statistics replace the others'.
             ids = [device] if device.type == "cuda" else None
             self._shared = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
-        self._learning = [name for _, entries in groups for name, _ in entries]
+        self._learning = [name for group in groups for name, _ in group.parameters]
         self.optimizer = torch.optim.SGD(
-            [{"params": [value for _, value in entries], "factor": factor} for factor, entries in groups],
+            [
+                {
+                    "params": [value for _, value in group.parameters],
+                    "factor": group.factor,
+                    "weight_decay": hp.weight_decay if group.decays else 0.0,
+                }
+                for group in groups
+            ],
             lr=hp.learning_rate,
             momentum=hp.momentum,
-            weight_decay=hp.weight_decay,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self._statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]

@@ -59,7 +59,7 @@ class TrainingState(RunState):
         compilation = devices.compile_for(hp.compile, self._network, device)
         if device.type == "cpu" and self.precision == "fp32" and compilation == "not compiled":
             compilation = kernels.accelerate(self._network)
-        self._take(self._network, compilation, finetune.learning_groups(self._network, hp.layer_decay))
+        self._take(self._network, compilation, finetune.learning_groups(self._network, hp))
 
     @property
     def network(self) -> CellNetwork:

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result, TinyRun, make_folder, read_log
+from conftest import NET, Result, TinyRun, make_folder, read_log
 from PIL import Image
-from timm.optim._param_groups import param_groups_layer_decay
+from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
 
 from gaeanet import checkpoint
-from gaeanet.config import Hyperparameters
+from gaeanet.config import Hyperparameters, experiment_from
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.finetune import freeze, learning_groups
-from gaeanet.state import build_network
+from gaeanet.processes import Processes
+from gaeanet.state import TrainingState, build_network
 from gaeanet.trained import find
 
 Run = Callable[..., Result]
@@ -151,19 +152,43 @@ def test_frozen_parts_keep_weights_and_statistics(
 
 def test_layer_wise_rates_are_timms() -> None:
     network = build_network(Hyperparameters(num_classes=3, init_channels=4, layers=4))
-    ours = {name: factor for factor, entries in learning_groups(network, 0.7) for name, _ in entries}
+    hp = Hyperparameters(layer_decay=0.7)
+    ours = {name: group.factor for group in learning_groups(network, hp) for name, _ in group.parameters}
     groups = param_groups_layer_decay(network, layer_decay=0.7, weight_decay_exclude_1d=False)
     theirs = {id(value): group["lr_scale"] for group in groups for value in group["params"]}
     assert ours == pytest.approx({name: theirs[id(value)] for name, value in network.named_parameters()})
     assert ours["classifier.weight"] == 1.0
     assert ours["cells.3.preprocess1.op.1.weight"] == pytest.approx(0.7)
     assert ours["stem0.0.weight"] == pytest.approx(0.7**5)
-    assert [factor for factor, _ in learning_groups(network, 1.0)] == [1.0]
+    assert [group.factor for group in learning_groups(network, Hyperparameters())] == [1.0]
     freeze(network, 4)
-    assert {n for _, entries in learning_groups(network, 0.7) for n, _ in entries} == {
+    assert {name for group in learning_groups(network, hp) for name, _ in group.parameters} == {
         "classifier.weight",
         "classifier.bias",
     }
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.7])
+def test_norms_and_biases_without_decay_are_timms_and_stay_where_no_gradient_moves_them(layer_decay: float) -> None:
+    values = {**NET, "auxiliary": True, "layer_decay": layer_decay, "freeze": "stem", "weight_decay": 0.1}
+    experiment = experiment_from({"hyperparameters": {**values, "decay_norms_and_biases": False}})
+    state = TrainingState(experiment, SyntheticSource(3, 10, 32, 0), Processes())
+    groups = state.optimizer.param_groups
+    ours = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
+    theirs = param_groups_weight_decay(state.network, weight_decay=0.1)
+    assert ours == {id(value): group["weight_decay"] for group in theirs for value in group["params"]}
+    before = {name: value.clone() for name, value in state.network.named_parameters()}
+    for group in groups:
+        group["lr"] = 0.5 * group["factor"]
+    for value in state.network.parameters():
+        value.grad = torch.zeros_like(value)
+    state.optimizer.step()
+    for name, value in state.network.named_parameters():
+        still = value.ndim == 1 or name.startswith(("stem0.", "stem1."))
+        assert torch.equal(value, before[name]) is still, name
+    norms = {n for n, module in state.network.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    free = {name for name, value in state.network.named_parameters() if value.ndim == 1}
+    assert {name for name in free if not name.endswith(".bias")} == {f"{norm}.weight" for norm in norms}
 
 
 def test_law_2_a_fine_tuned_run_resumes_without_its_parent_and_tells_the_chain(
@@ -174,7 +199,7 @@ def test_law_2_a_fine_tuned_run_resumes_without_its_parent_and_tells_the_chain(
     from gaeanet import state as state_module
 
     parent = shutil.copytree(tiny_run.run, tmp_path / "parent", symlinks=True)
-    options = {"num_classes": 4, "freeze": 1, "layer_decay": 0.5, "epochs": 2}
+    options = {"num_classes": 4, "freeze": 1, "layer_decay": 0.5, "decay_norms_and_biases": False, "epochs": 2}
     config = experiment_file(**options)
     assert gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "straight").code == 0
     step = state_module.TrainingState.step

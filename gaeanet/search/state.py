@@ -13,6 +13,7 @@ from gaeanet import checkpoint, devices, kernels
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.data.loader import Source
 from gaeanet.evaluate import Meter
+from gaeanet.finetune import Group
 from gaeanet.genotypes import Genotype, from_dict
 from gaeanet.processes import Processes
 from gaeanet.run_state import RunState, are_finite
@@ -55,7 +56,7 @@ class SearchState(RunState):
         compilation = "not compiled"
         if self._device.type == "cpu" and self.precision == "fp32":
             compilation = kernels.accelerate(self._supernet)
-        self._take(self._supernet, compilation, [(1.0, list(self._supernet.named_parameters()))])
+        self._take(self._supernet, compilation, [Group(list(self._supernet.named_parameters()))])
         self._mixture: Mixture = ()
         self.genotype: Genotype | None = None
         self.settled = 0
