@@ -192,6 +192,8 @@ class Hyperparameters(Block):
     cutout: bool = False
     cutout_length: int = Field(16, ge=1)
     """Side of the cutout square in pixels."""
+    repeated_augmentation: int = Field(1, ge=1)
+    """How often an image is in a batch, augmented differently each time (Hoffer et al. 2020); 1 has each once."""
     random_erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a rectangle of 2 % to a third of a training image is filled with the mean colour."""
     mixup_alpha: float = Field(0.0, ge=0)
@@ -264,6 +266,11 @@ class Hyperparameters(Block):
             raise ValueError(f"train_image_size {smallest} is too small: the network needs 32 pixels")
         if self.cutout and self.cutout_length > smallest:
             raise ValueError(f"cutout_length {self.cutout_length} exceeds the training images' size {smallest}")
+        if self.global_batch_size % self.repeated_augmentation:
+            raise ValueError(
+                f"repeated_augmentation {self.repeated_augmentation} does not divide global_batch_size "
+                f"{self.global_batch_size}: choose a batch that it divides"
+            )
         if self.search is not None:
             if self.layers < 3:
                 raise ValueError(f"layers {self.layers} have no normal cell to search for: 3 or more have")

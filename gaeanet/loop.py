@@ -19,7 +19,7 @@ from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.context import LocalContext
 from gaeanet.data.loader import Batch, Batches, Source, training_batches, usable_workers, validation_batches
-from gaeanet.data.order import step_seed, steps_per_epoch
+from gaeanet.data.order import batch_of, step_seed, steps_per_epoch
 from gaeanet.data.trouble import Trouble
 from gaeanet.errors import RunError, reason
 from gaeanet.evaluate import Totals, evaluate
@@ -93,6 +93,7 @@ class Job(ABC):
             workers=usable_workers(self.experiment.data.num_workers_train) if workers is None else workers,
             pin_memory=self.processes.device.type == "cuda",
             max_bad=self.experiment.data.max_bad,
+            repeats=hp.repeated_augmentation,
         )
 
     def columns(self) -> dict[str, Any]:
@@ -304,7 +305,7 @@ class _Run:
         if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
             return False
         order = self.source.epoch_order(hp.seed, batch.epoch)
-        indices = order[batch.step * hp.global_batch_size : (batch.step + 1) * hp.global_batch_size]
+        indices, _ = batch_of(order, batch.step, hp.global_batch_size, hp.repeated_augmentation)
         names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
         raise RunError(
             f"{self.state.bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "

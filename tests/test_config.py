@@ -82,6 +82,11 @@ BAD = [
         "autoaugment and randaugment are both true: choose one",
     ),
     ("hyperparameters: {cutout: true, cutout_length: 300}", "cutout_length 300 exceeds the training images' size 224"),
+    (
+        "hyperparameters: {repeated_augmentation: 3}",
+        "repeated_augmentation 3 does not divide global_batch_size 1024: choose a batch that it divides",
+    ),
+    ("hyperparameters: {random_erasing: 1.5}", "random_erasing: must be a number >= 0 and <= 1, got 1.5"),
     ("hyperparameters: {train_image_size: 16}", "train_image_size 16 is too small: the network needs 32 pixels"),
     (
         "hyperparameters: {train_image_size: big}",

@@ -10,7 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from gaeanet.augment import MEAN, STD, TrainingTransform, ValidationTransform, crop_box, cutout, erased, normalize
 from gaeanet.config import Hyperparameters
 from gaeanet.data.folder import FolderSource
-from gaeanet.data.loader import training_batches, validation_batches
+from gaeanet.data.loader import Batch, training_batches, validation_batches
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.errors import RunError
 
@@ -48,6 +48,27 @@ def test_labels_belong_to_their_images(t3: Path) -> None:
     for batch in training_batches(source, TrainingTransform(hp), global_batch=6, epochs=2, seed=0):
         # the three colours are red, green and blue: the strongest channel is the class
         assert batch.images.float().mean((2, 3)).argmax(1).tolist() == batch.labels.tolist()
+
+
+def test_law_1_copies_of_an_image_differ_and_are_the_same_for_any_number_of_processes(t3: Path) -> None:
+    source = FolderSource(str(t3))
+
+    def batches(**more: int) -> list[Batch]:
+        transform = TrainingTransform(HP)
+        return list(training_batches(source, transform, global_batch=6, epochs=2, seed=7, repeats=3, **more))
+
+    whole = batches()
+    assert [(b.epoch, b.step) for b in whole] == [(e, s) for e in range(2) for s in range(3)]
+    for batch in whole:
+        assert batch.labels.tolist() == batch.labels[:2].tolist() * 3
+        assert len({image.long().sum().item() for image in batch.images}) == 6
+    order = source.epoch_order(7, 1)[:6]
+    assert [label for b in whole[3:] for label in b.labels[:2].tolist()] == source.catalog.train.labels[order].tolist()
+    for world in (2, 4):
+        parts = [batches(rank=rank, world_size=world) for rank in range(world)]
+        for k, batch in enumerate(whole):
+            assert torch.equal(batch.images, torch.cat([part[k].images for part in parts]))
+    assert torch.equal(batches(start=(1, 1))[0].images, whole[4].images)
 
 
 def test_law_3_validation_has_every_image_once_for_any_batch_and_world_size(t3: Path) -> None:

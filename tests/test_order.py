@@ -44,6 +44,30 @@ def test_field_report_44_no_two_samples_epochs_or_ranks_share_a_seed() -> None:
     assert not samples & steps
 
 
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 4), st.integers(1, 6))
+def test_a_batch_has_each_of_its_samples_as_often_as_asked(repeats: int, distinct: int, steps: int, world: int) -> None:
+    batch = repeats * distinct
+    whole = order.epoch_order(steps * batch, 3, 0)
+    seen: list[int] = []
+    for step in range(steps):
+        samples, draws = order.batch_of(whole, step, batch, repeats)
+        assert len(samples) == len(draws) == batch
+        pairs = set(zip(samples.tolist(), draws.tolist()))
+        assert pairs == {
+            (s, d) for s in whole[step * distinct : (step + 1) * distinct].tolist() for d in range(repeats)
+        }
+        for rank in range(world):  # a share that is no larger than the distinct samples has none of them twice
+            mine = samples[order.share(batch, rank, world)]
+            assert len(mine) > distinct or len(set(mine.tolist())) == len(mine)
+        seen += samples[:distinct].tolist()
+    assert seen == whole[: steps * distinct].tolist()
+
+
+def test_each_copy_has_draws_of_its_own_and_the_first_those_without_repeats() -> None:
+    assert order.sample_seed(1, 2, 3, 0) == order.sample_seed(1, 2, 3)
+    assert len({order.sample_seed(s, 0, k, d) for s in range(3) for k in range(100) for d in range(4)}) == 1200
+
+
 @settings(max_examples=20)
 @given(seeds)
 def test_orders_look_random(seed: int) -> None:

@@ -145,11 +145,31 @@ def test_field_report_38_generated_images_mark_every_line_checkpoint_and_log(
     assert state["data"]["generated"] is True
 
 
-@pytest.mark.parametrize("stop_at", [5, 8, 11])
+INGREDIENTS: dict[str, Any] = {
+    "data": {"minival": 0.3},
+    "epochs": 2,
+    "auxiliary": True,
+    "mixup_alpha": 0.4,
+    "cutmix_alpha": 1.0,
+    "random_erasing": 0.5,
+    "repeated_augmentation": 2,
+    "decay_norms_and_biases": False,
+    "max_batch_per_slot": 2,
+}
+
+
+@pytest.mark.parametrize(("stop_at", "more"), [(5, {}), (8, {}), (11, {}), (4, INGREDIENTS)])
 def test_law_2_a_resumed_run_equals_one_that_never_stopped(
-    gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    gaeanet: Run,
+    experiment_file: Write,
+    t3: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    more: dict[str, Any],
 ) -> None:
-    config = experiment_file(epochs=4, drop_path_prob=0.2, drop_prob=0.1, cutout=True, cutout_length=8)
+    options = {"epochs": 4, "drop_path_prob": 0.2, "drop_prob": 0.1, "cutout": True, "cutout_length": 8, **more}
+    config = experiment_file(**options)
     assert gaeanet("train", config, "--data", t3, "--run-dir", "straight").code == 0
 
     step = state_module.TrainingState.step

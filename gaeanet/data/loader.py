@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gaeanet.cores import usable_cores
 from gaeanet.data.images import ImageError, to_pixels
-from gaeanet.data.order import positions, replacements, sample_seed, share, steps_per_epoch
+from gaeanet.data.order import batch_of, positions, replacements, sample_seed, share, steps_per_epoch
 from gaeanet.data.source import Contents
 from gaeanet.data.source import Source as Source
 from gaeanet.errors import GaeanetError, RunError
@@ -112,8 +112,10 @@ class _TrainingBatches(_Faithful):
         rank: int,
         world_size: int,
         max_bad: int,
+        repeats: int,
     ) -> None:
         self._source, self._transform, self._seed = source, transform, seed
+        self._repeats = repeats
         self._max_bad = max_bad
         self._global_batch = global_batch
         self._share = share(global_batch, rank, world_size)
@@ -124,7 +126,8 @@ class _TrainingBatches(_Faithful):
         source, before = self._source, self._source.retries
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, source.epoch_order(self._seed, epoch)
-        indices = self._order[1][step * self._global_batch : (step + 1) * self._global_batch][self._share]
+        samples, draws = batch_of(self._order[1], step, self._global_batch, self._repeats)
+        indices, draws = samples[self._share], draws[self._share]
         transform = self._transform.at(epoch)
         block, taken, bad = _Block(len(indices)), indices.copy(), list[str]()
         for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("train", indices.tolist()))):
@@ -132,7 +135,7 @@ class _TrainingBatches(_Faithful):
             if pixels is None:
                 index, pixels = self._replacement(epoch, index, bad)
                 taken[place] = index
-            torch.default_generator.manual_seed(sample_seed(self._seed, epoch, index))
+            torch.default_generator.manual_seed(sample_seed(self._seed, epoch, index, int(draws[place])))
             block[place] = transform(pixels)
         labels = torch.from_numpy(source.catalog.train.labels[taken]).long()
         return Batch(epoch, step, block.images, labels, source.retries - before, bad)
@@ -226,14 +229,16 @@ def training_batches(
     workers: int = 0,
     pin_memory: bool = False,
     max_bad: int = 0,
+    repeats: int = 1,
 ) -> Batches:
     """All training batches from position `start` to the end of the run, this process's share of each.
 
-    A batch in which more than `max_bad` images do not decode raises `RunError`; over batches the caller counts.
+    A batch in which more than `max_bad` images do not decode raises `RunError`; over batches the caller counts. Each
+    sample of a batch is in it `repeats` times, with other augmentation draws each time (see `order.batch_of`).
     """
     steps = steps_per_epoch(len(source.catalog.train), global_batch)
     loader = DataLoader(
-        _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad),
+        _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad, repeats),
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
         num_workers=workers,

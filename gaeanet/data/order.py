@@ -110,9 +110,26 @@ def replacements(count: int, seed: int, epoch: int, sample: int) -> Iterator[int
         attempt += 1
 
 
-def sample_seed(seed: int, epoch: int, sample: int) -> int:
-    """Seed (63 bits) of the augmentation draws for one sample in one epoch."""
-    return _hash(_SAMPLE, seed, epoch, sample) >> 1
+def batch_of(
+    order: NDArray[np.int64], step: int, global_batch: int, repeats: int = 1
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What batch `step` of an epoch holds: samples, and which of its draws each has, from 0, int64 (global_batch,).
+
+    With `repeats` r it has global_batch / r samples, all of them once before any comes again: so neighbours are
+    different samples, and a sample's copies are spread over the processes. An epoch has as many steps as without, and
+    so gets through the r-th part of its order.
+
+    Args:
+        order: Of the epoch, int64 (n,).
+        repeats: Divides global_batch.
+    """
+    distinct = global_batch // repeats
+    return np.tile(order[step * distinct : (step + 1) * distinct], repeats), np.arange(repeats).repeat(distinct)
+
+
+def sample_seed(seed: int, epoch: int, sample: int, draw: int = 0) -> int:
+    """Seed (63 bits) of the augmentation draws for one sample in one epoch, for the first time there or once more."""
+    return _hash(_SAMPLE, seed, epoch, sample, *([draw] if draw else [])) >> 1
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
