@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
 
 from gaeanet import genotypes
 from gaeanet.block import Block, Positive
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.experiment_yaml import parse
+from gaeanet.faults import one_line
 from gaeanet.search.settings import Search
 
 CLUSTER_KEYS = frozenset(
@@ -335,36 +336,6 @@ class Experiment(Block):
         return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose `3e-5` is a number, as YAML 1.2 has it, and which refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if isinstance(key_node, yaml.ScalarNode):
-                if key_node.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
-
-
-def _parse(text: str, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RequestError(f"{origin}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise RequestError(f"{origin}: not valid YAML: {reason(error)}") from None
-
-
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (), data: str | None = None) -> Experiment:
     """Reads an experiment file.
 
@@ -382,14 +353,14 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
     except (OSError, UnicodeDecodeError) as error:
         why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
         raise RequestError(f"{origin}: cannot read the experiment file: {why}") from None
-    tree = _parse(text, origin)
+    tree = parse(text, origin)
     if not isinstance(tree, dict):
         raise RequestError(f"{origin}: an experiment file is a mapping with data and hyperparameters, this is not")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise RequestError(f"--set {override}: expected KEY=VALUE, for example --set hyperparameters.epochs=5")
-        _set(tree, key.strip(), _parse(value, f"--set {key}"))
+        _set(tree, key.strip(), parse(value, f"--set {key}"))
     if data is not None:
         if not data.strip():
             raise RequestError(
@@ -468,56 +439,4 @@ def _validated(model: type[BaseModel], block: dict[str, Any], where: str) -> Bas
     try:
         return model.model_validate(block)
     except ValidationError as error:
-        raise RequestError(_one_line(error, model, where)) from None
-
-
-def _one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """The first fault in words: which key, what it must be, what it is."""
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
-    if path and path[0] == "search" and "search" in model.model_fields:
-        where, model, path = f"{where}.search", Search, path[1:]
-    key = f"{where}.{path[0]}" if path else where
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {did_you_mean(path[0], model.model_fields)}"
-    if first["type"] == "value_error":
-        message = str(first["ctx"]["error"])
-        return f"{key} {message}" if message.startswith("is ") else f"{key}: {message}"
-    if not path:
-        return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {_shown(first['input'])}"
-    return f"{key}: must be {_expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _expected(field: FieldInfo) -> str:
-    """What a field takes, in words, from its annotation and bounds."""
-    annotation = str(field.annotation)
-    choices = re.findall(r"Literal\[([^\]]*)\]", annotation)
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    kinds = [" or ".join(choices[0].replace("'", "").split(", "))] if choices else []
-    rest = re.sub(r"Literal\[[^\]]*\]", "", annotation)
-    kinds += [
-        text
-        for name, text in words.items()
-        if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)
-    ]
-    if "list[int]" in rest or "List[int]" in rest:
-        kinds.append("two whole numbers")
-    if "list[str]" in rest:
-        kinds = ["a list of names"]
-    if "dict" in rest:
-        kinds.append("a name, a file or four lists")
-    if "None" in rest:
-        kinds.append("null")
-    bounds = []
-    for constraint in field.metadata:
-        for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
-            if (bound := getattr(constraint, attribute, None)) is not None:
-                bounds.append(f"{sign} {bound}")
-        if (factor := getattr(constraint, "multiple_of", None)) is not None:
-            bounds.append(f"a multiple of {factor}")
-    return " or ".join(kinds) + (f" {' and '.join(bounds)}" if bounds else "")
+        raise RequestError(one_line(error, model, where)) from None
