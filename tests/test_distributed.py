@@ -148,7 +148,14 @@ def logged(run_dir: Path) -> int:
     return json.loads(complete[-1])["batches"] if complete else 0
 
 
-STEADY = {"epochs": 20, "checkpoint_every": 3, "drop_path_prob": 0.1, "validate_every": 2}
+STEADY = {
+    "epochs": 20,
+    "checkpoint_every": 3,
+    "drop_path_prob": 0.1,
+    "validate_every": 2,
+    "mixup_alpha": 0.2,
+    "cutmix_alpha": 1.0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -148,6 +148,8 @@ def test_field_report_38_generated_images_mark_every_line_checkpoint_and_log(
 INGREDIENTS: dict[str, Any] = {
     "data": {"minival": 0.3},
     "epochs": 2,
+    "validate_every": 2,
+    "checkpoint_every": 3,
     "auxiliary": True,
     "mixup_alpha": 0.4,
     "cutmix_alpha": 1.0,
