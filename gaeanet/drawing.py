@@ -213,7 +213,7 @@ def draw(genotype: Genotype, name: str) -> str:
             f'fill="#fff" stroke="{_FRAME}"/>'
         )
         body.append(_text(_MARGIN + 20, y + 30, heading, 16, weight="bold"))
-        body.append(_text(_MARGIN + 150, y + 30, remark, 13, colour="#5a6670"))
+        body.append(_text(_MARGIN + 165, y + 30, remark, 13, colour="#5a6670"))
         left = _MARGIN + (inner - layout.width) / 2
         body.append(f'<g transform="translate({left:g} {y + 34:g})">')
         body += _cell(layout)
