@@ -1,4 +1,7 @@
-"""Training and validation transforms: uint8 (3, H, W) in, uint8 (3, size, size) out, in channels-last memory.
+"""Training and validation transforms: a picture in, uint8 (3, size, size) out, in channels-last memory.
+
+For training the picture need not be decoded yet (`gaeanet.data.images.Picture`), for its crop is drawn from its size
+alone; validation takes its pixels, uint8 (3, H, W).
 
 Every draw comes from torch's default generator, which the loader seeds for each sample. The order is that of the
 recipe: random resized crop, flip, AutoAugment or RandAugment, colour jitter, cutout, random erasing; normalisation
@@ -23,6 +26,7 @@ from gaeanet.policies import AutoAugment, RandAugment
 
 if TYPE_CHECKING:
     from gaeanet.config import Hyperparameters
+    from gaeanet.data.images import Picture
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -126,14 +130,27 @@ class TrainingTransform:
         self._policies = [policy() for asked, policy in policies if asked]
         self._jitter = ColorJitter(0.4, 0.4, 0.4, 0.2) if hyperparameters.color_jitter else None
 
-    def at(self, epoch: int) -> Callable[[Tensor], Tensor]:
+    def at(self, epoch: int) -> Callable[[Picture], Tensor]:
         """The transform of an epoch."""
-        first, last = self._sizes
-        return partial(self._apply, size=schedules.image_size(epoch, first=first, last=last, epochs=self._epochs))
+        return partial(self._apply, size=self._size(epoch))
 
-    def _apply(self, image: Tensor, size: int) -> Tensor:
-        top, left, height, width = crop_box(image.shape[1], image.shape[2], self._min_area)
-        image = resized(image[:, top : top + height, left : left + width], size, size)
+    def after_crop(self, epoch: int) -> Callable[[Tensor], Tensor]:
+        """What the transform of an epoch does with a crop."""
+        return partial(self._finish, size=self._size(epoch))
+
+    def crop(self, picture: Picture) -> Tensor:
+        """A random part of a picture; the rest of it is not decoded."""
+        return picture.region(*crop_box(picture.height, picture.width, self._min_area))
+
+    def _size(self, epoch: int) -> int:
+        first, last = self._sizes
+        return schedules.image_size(epoch, first=first, last=last, epochs=self._epochs)
+
+    def _apply(self, picture: Picture, size: int) -> Tensor:
+        return self._finish(self.crop(picture), size)
+
+    def _finish(self, image: Tensor, size: int) -> Tensor:
+        image = resized(image, size, size)
         if torch.rand(()).item() < 0.5:
             image = image.flip(2)
         for policy in self._policies:

@@ -24,8 +24,8 @@ from gaeanet import checkpoint, devices, schedules
 from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.bench_step import STEP, Steps, TimedState
 from gaeanet.config import Experiment
-from gaeanet.data.images import ImageError, to_pixels
-from gaeanet.data.loader import Batch, Transform, training_batches, usable_workers, validation_batches
+from gaeanet.data.images import ImageError, opened
+from gaeanet.data.loader import Augmentation, Batch, training_batches, usable_workers, validation_batches
 from gaeanet.data.order import steps_per_epoch
 from gaeanet.data.source import Contents, Source
 from gaeanet.errors import RunError, reason
@@ -87,7 +87,8 @@ class Bench:
         self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
         self.workers = usable_workers(experiment.data.num_workers_train)
         self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
-        self._transform = _OfEpoch(TrainingTransform(hp), self.epoch)
+        self._training = TrainingTransform(hp)
+        self._transform = _OfEpoch(self._training, self.epoch)
 
     def run(self, beside: Path) -> Findings:
         """Measures everything; checkpoints are written to the file system of the directory `beside`, and removed."""
@@ -109,7 +110,10 @@ class Bench:
         self.findings.seconds[stage], self.findings.images[stage] = seconds, images
 
     def _input(self) -> list[Tensor]:
-        """Reads, decodes and augments image by image, as one worker does; returns what became of them."""
+        """Reads, decodes and augments image by image, as one worker does; returns what became of them.
+
+        What is decoded of each is a random crop, as in training; augmented is what was decoded last.
+        """
         seconds = self.budget * SHARES["input"] / 3
         threads = torch.get_num_threads()
         torch.set_num_threads(1 if self.workers else threads)
@@ -117,14 +121,21 @@ class Bench:
             self.say("reading")
             contents = self._read(seconds)
             self.say("decoding")
-            pixels = [image for image in self._each("decoding", _decoded, contents, seconds) if image is not None]
-            if not pixels:
+            torch.default_generator.manual_seed(self.hp.seed)
+            crops = [crop for crop in self._each("decoding", self._crop, contents, seconds) if crop is not None]
+            if not crops:
                 raise RunError(f"{self.source.location}: none of {len(contents)} training images decodes")
             self.say("augmenting")
             torch.default_generator.manual_seed(self.hp.seed)
-            return self._each("augmenting", self._transform.at(self.epoch), pixels, seconds)
+            return self._each("augmenting", self._training.after_crop(self.epoch), crops, seconds)
         finally:
             torch.set_num_threads(threads)
+
+    def _crop(self, data: Contents) -> Tensor | None:
+        try:
+            return self._training.crop(opened(data))
+        except ImageError:  # a run counts and replaces them
+            return None
 
     def _read(self, seconds: float) -> list[Contents]:
         """Other images each time: read again they would come from memory."""
@@ -286,7 +297,7 @@ class _OfEpoch:
     transform: TrainingTransform
     epoch: int
 
-    def at(self, _: int) -> Transform:
+    def at(self, _: int) -> Augmentation:
         return self.transform.at(self.epoch)
 
 
@@ -296,13 +307,6 @@ def _epochs(sizes: tuple[int, int], epochs: int) -> tuple[int, int]:
     areas = [schedules.image_size(epoch, first=first, last=last, epochs=epochs) ** 2 for epoch in range(epochs)]
     mean = statistics.mean(areas)
     return min(range(epochs), key=lambda epoch: abs(areas[epoch] - mean)), round(max(areas) ** 0.5)
-
-
-def _decoded(data: Contents) -> Tensor | None:
-    try:
-        return to_pixels(data)
-    except ImageError:  # a run counts and replaces them
-        return None
 
 
 def _closing(batches: Iterable[Batch]) -> Any:

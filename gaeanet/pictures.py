@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.config import Hyperparameters
-from gaeanet.data.images import ImageError, to_pixels
+from gaeanet.data.images import ImageError, Pixels, to_pixels
 from gaeanet.data.order import sample_seed
 from gaeanet.data.source import Source
 from gaeanet.errors import RunError
@@ -72,7 +72,7 @@ def samples(source: Source, hp: Hyperparameters, count: int = 6, epochs: int = 4
             drawn = []
             for epoch in range(min(epochs, hp.epochs) if hp.epochs > 1 else epochs):
                 torch.default_generator.manual_seed(sample_seed(hp.seed, epoch, index))
-                drawn.append(data_url(augment.at(min(epoch, hp.epochs - 1))(pixels)))
+                drawn.append(data_url(augment.at(min(epoch, hp.epochs - 1))(Pixels(pixels))))
             found.append(Sample(int(labels[index]), data_url(view(pixels)), drawn))
     finally:
         torch.default_generator.set_state(state)

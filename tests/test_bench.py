@@ -65,9 +65,9 @@ def test_a_slow_read_has_the_rate_of_its_sleep_and_is_named(
 def test_a_slow_transform_has_the_rate_of_its_sleep_and_is_named(
     gaeanet: Run, experiment_file: Write, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply = TrainingTransform._apply
+    finish = TrainingTransform._finish
     monkeypatch.setattr(
-        TrainingTransform, "_apply", lambda *given, **named: (time.sleep(0.15), apply(*given, **named))[1]
+        TrainingTransform, "_finish", lambda *given, **named: (time.sleep(0.15), finish(*given, **named))[1]
     )
     found = bench(gaeanet, experiment_file(), "--data", many)
     assert 0.4 / 0.15 < found["stages"]["augmenting"]["images_per_second"] < 1 / 0.15

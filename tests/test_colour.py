@@ -17,6 +17,7 @@ from gaeanet import kernels, policies
 from gaeanet.augment import TrainingTransform
 from gaeanet.colour import ColorJitter, jitter, jitter_in_pillow
 from gaeanet.config import Hyperparameters
+from gaeanet.data.images import Pixels
 
 needs_kernels = pytest.mark.skipif(kernels.availability() != kernels.OWN, reason=kernels.availability())
 factors = st.floats(0, 2)
@@ -112,7 +113,7 @@ def test_augmentation_is_the_same_without_the_kernels(monkeypatch: pytest.Monkey
         results = []
         for seed in range(20):
             torch.manual_seed(seed)
-            results.append(transform(image))
+            results.append(transform(Pixels(image)))
         return results
 
     fast = augmented()

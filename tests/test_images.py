@@ -24,7 +24,7 @@ from services import Proxy, upload
 from gaeanet.augment import TrainingTransform, ValidationTransform
 from gaeanet.config import Hyperparameters
 from gaeanet.data.folder import FolderSource
-from gaeanet.data.images import ImageError, oddities, to_pixels
+from gaeanet.data.images import ImageError, oddities, opened, to_pixels
 from gaeanet.data.jpeg import read_header
 from gaeanet.data.loader import training_batches, validation_batches
 from gaeanet.data.sources import open_location
@@ -226,11 +226,11 @@ def test_huge_and_thin_pictures_take_bounded_memory() -> None:
     for data in (png, encoded(flat("L", 90, (20_000, 5_000)), "JPEG", progressive=True)):
         with pytest.raises(ImageError, match="too large: "):
             to_pixels(data)
-    transforms = [ValidationTransform(224), TrainingTransform(Hyperparameters(color_jitter=False)).at(0)]
+    validation, training = ValidationTransform(224), TrainingTransform(Hyperparameters(color_jitter=False)).at(0)
     for size in ((1, 5000), (30_000, 2), (65_000, 40), (3, 3)):
-        thin = to_pixels(encoded(flat("RGB", RED, size), "JPEG"))
-        for transform in transforms:
-            assert transform(thin).shape == (3, 224, 224)
+        thin = encoded(flat("RGB", RED, size), "JPEG")
+        assert validation(to_pixels(thin)).shape == (3, 224, 224)
+        assert training(opened(thin)).shape == (3, 224, 224)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 900_000  # kilobytes
 

@@ -1,7 +1,13 @@
 """Bytes to RGB pixels, whatever the bytes are: by content, never by name; always 3 x 8 bit.
 
 JPEGs, nearly all there is, go through torchvision's decoder (libjpeg-turbo, the same pixels as Pillow's and more than
-twice as fast); what it cannot do, and everything else, goes through Pillow. The rules for what is odd:
+twice as fast); what it cannot do, and everything else, goes through Pillow.
+
+Where only a part of a picture is wanted, as in training, a kernel (gaeanet/kernels/jpeg.cpp) decodes nothing else of a
+JPEG of the common kinds, with the same pixels to the last bit. It reads the coded data to their end, so that damage is
+noticed whichever part is asked for; then, as with all that it does not know, the whole is decoded as said above.
+
+The rules for what is odd:
 
 - CMYK and YCCK become RGB as Pillow converts them; grey is repeated; palettes are looked up.
 - Transparency is laid on white.
@@ -19,6 +25,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +36,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from gaeanet import kernels
 from gaeanet.data.jpeg import JpegHeader, is_cut_short, read_header
 from gaeanet.errors import GaeanetError
 
@@ -44,6 +53,70 @@ warnings.filterwarnings("ignore", message=_SAID_IN_VAIN, category=UserWarning)
 
 class ImageError(GaeanetError):
     """Bytes that are not a whole image; the message says why, the caller knows which."""
+
+
+class Picture(Protocol):
+    """An image of which any part can be had, as `to_pixels` has the whole."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """The pixels of a part, uint8 (3, height, width).
+
+        Raises:
+            ImageError: See `to_pixels`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture that is decoded, uint8 (3, H, W)."""
+
+    pixels: Tensor
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[2]
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        return self.pixels[:, top : top + height, left : left + width]
+
+
+class Photograph:
+    """A JPEG of a common kind, not decoded yet. Whether it is damaged is only known with its first part."""
+
+    def __init__(self, data: bytes, height: int, width: int) -> None:
+        self._data = data
+        self._top, self._left, self.height, self.width = _central(height, width)
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        from gaeanet.kernels.functions import jpeg_region
+
+        pixels = jpeg_region(self._data, self._top + top, self._left + left, height, width)
+        return Pixels(to_pixels(self._data)).region(top, left, height, width) if pixels is None else pixels
+
+
+def opened(data: bytes | NDArray[np.uint8]) -> Picture:
+    """The picture of an image file's bytes or of an array (H, W, 3): decoded in parts where that can be done.
+
+    Raises:
+        ImageError: See `to_pixels`; of some files it is raised by `region`.
+    """
+    if isinstance(data, bytes) and kernels.availability() == kernels.OWN:
+        from gaeanet.kernels.functions import jpeg_size
+
+        header = read_header(data)
+        if header and _is_plain(header, data) and (size := jpeg_size(data)):
+            return Photograph(data, *size)
+    return Pixels(to_pixels(data))
 
 
 def to_pixels(data: bytes | NDArray[np.uint8]) -> Tensor:
@@ -76,11 +149,16 @@ def _is_plain(header: JpegHeader, data: bytes) -> bool:
 
 def _centre(pixels: Tensor) -> Tensor:
     _, height, width = pixels.shape
-    rows, columns = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
+    top, left, rows, columns = _central(height, width)
     if (rows, columns) == (height, width):
         return pixels
-    top, left = (height - rows) // 2, (width - columns) // 2
     return pixels[:, top : top + rows, left : left + columns].clone()
+
+
+def _central(height: int, width: int) -> tuple[int, int, int, int]:
+    """The part that is kept of an image: top, left, height, width."""
+    rows, columns = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
 def _through_pillow(data: bytes) -> Tensor:

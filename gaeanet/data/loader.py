@@ -24,23 +24,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gaeanet import kernels
 from gaeanet.cores import usable_cores
-from gaeanet.data.images import ImageError, to_pixels
+from gaeanet.data.images import ImageError, Picture, opened, to_pixels
 from gaeanet.data.order import batch_of, positions, replacements, sample_seed, share, steps_per_epoch
 from gaeanet.data.source import Contents
 from gaeanet.data.source import Source as Source
 from gaeanet.errors import GaeanetError, RunError
 
 Transform = Callable[[Tensor], Tensor]
+Augmentation = Callable[[Picture], Tensor]
 
 PREFETCH = 4
 """Training batches that a worker holds ready."""
 
 
 class TransformOfEpoch(Protocol):
-    """A transform that may change from epoch to epoch."""
+    """An augmentation that may change from epoch to epoch."""
 
-    def at(self, epoch: int) -> Transform: ...
+    def at(self, epoch: int) -> Augmentation: ...
 
 
 class Batch(NamedTuple):
@@ -131,30 +133,35 @@ class _TrainingBatches(_Faithful):
         transform = self._transform.at(epoch)
         block, taken, bad = _Block(len(indices)), indices.copy(), list[str]()
         for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("train", indices.tolist()))):
-            pixels = self._decoded(index, data, bad)
-            if pixels is None:
-                index, pixels = self._replacement(epoch, index, bad)
-                taken[place] = index
-            torch.default_generator.manual_seed(sample_seed(self._seed, epoch, index, int(draws[place])))
-            block[place] = transform(pixels)
+            draw = int(draws[place])
+            image = self._image(transform, epoch, index, draw, data, bad)
+            if image is None:
+                taken[place], image = self._replacement(transform, epoch, index, draw, bad)
+            block[place] = image
         labels = torch.from_numpy(source.catalog.train.labels[taken]).long()
         return Batch(epoch, step, block.images, labels, source.retries - before, bad)
 
-    def _decoded(self, index: int, data: Contents, bad: list[str]) -> Tensor | None:
+    def _image(
+        self, transform: Augmentation, epoch: int, index: int, draw: int, data: Contents, bad: list[str]
+    ) -> Tensor | None:
+        """An image, augmented; None where it does not decode, which may show as late as that."""
+        torch.default_generator.manual_seed(sample_seed(self._seed, epoch, index, draw))
         try:
-            return to_pixels(data)
+            return transform(opened(data))
         except ImageError as error:
             bad.append(f"{self._source.path('train', index)}: {error}")
             if len(set(bad)) > self._max_bad:
                 raise RunError(f"{bad[-1]} ({too_many(self._max_bad)})") from None
             return None
 
-    def _replacement(self, epoch: int, index: int, bad: list[str]) -> tuple[int, Tensor]:
+    def _replacement(
+        self, transform: Augmentation, epoch: int, index: int, draw: int, bad: list[str]
+    ) -> tuple[int, Tensor]:
         """An image in place of one that does not decode: the same one for any number of processes."""
         for other in replacements(len(self._source.catalog.train), self._seed, epoch, index):
-            pixels = self._decoded(other, self._source.read("train", other), bad)
-            if pixels is not None:
-                return other, pixels
+            image = self._image(transform, epoch, other, draw, self._source.read("train", other), bad)
+            if image is not None:
+                return other, image
         raise AssertionError("replacements never end")
 
 
@@ -237,6 +244,7 @@ def training_batches(
     sample of a batch is in it `repeats` times, with other augmentation draws each time (see `order.batch_of`).
     """
     steps = steps_per_epoch(len(source.catalog.train), global_batch)
+    kernels.availability()  # compiled here and now, if they are to be, and not by each worker
     loader = DataLoader(
         _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad, repeats),
         batch_size=None,

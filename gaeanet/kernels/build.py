@@ -22,9 +22,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "depthwise.cpp": (),
     "batch_norm.cpp": (),
     "colour.cpp": ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+    "jpeg.cpp": ("-fwrapv",),
 }
 """Each with flags of its own."""
-HEADERS = ("vectors.hpp",)
+HEADERS = ("vectors.hpp", "jpeg_frame.hpp", "jpeg_huffman.hpp", "jpeg_samples.hpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-fno-rtti")
 _HERE = Path(__file__).parent
 

@@ -1,4 +1,4 @@
-"""The kernels as functions of float32 maps (N, C, H, W) on the CPU, in channels-last memory, and of 8-bit pixels.
+"""The kernels as functions: of float32 maps (N, C, H, W) on the CPU in channels-last memory, of 8-bit pixels, of JPEGs.
 
 Each of the former is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory.
 Activated maps are not kept for the backward pass but made again.
@@ -138,6 +138,26 @@ def map_levels(pixels: Tensor, results: Tensor) -> None:
     _call("map_levels", _one_block(pixels), pixels.numel() // 3, results.contiguous())
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of which `jpeg_region` knows the kind; None of any other bytes."""
+    size = torch.empty(2, dtype=torch.int64)
+    if _call("jpeg_size", data, len(data), size):
+        return None
+    width, height = size.tolist()
+    return height, width
+
+
+def jpeg_region(data: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:
+    """A part of a JPEG's pixels as torchvision and Pillow have them: uint8 (3, height, width) in channels-last memory.
+
+    None where those have to be asked: this is no file of the common kinds, or it is damaged, be it in another part.
+    """
+    pixels = torch.empty((height, width, 3), dtype=torch.uint8)
+    if _call("jpeg_region", data, len(data), top, left, height, width, pixels):
+        return None
+    return pixels.permute(2, 0, 1)
+
+
 def _one_block(pixels: Tensor) -> Tensor:
     if not (pixels.is_contiguous() and pixels.dtype is torch.uint8 and pixels.shape[-1] == 3):
         raise ValueError(f"pixels must be uint8 (H, W, 3) in one block, not {pixels.dtype} {tuple(pixels.shape)}")
@@ -253,6 +273,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "colour_jitter": [_POINTER, _LONG, _POINTER] + [_DOUBLE] * 3 + [_INT] * 2,
     "count_levels": [_POINTER, _LONG, _POINTER, _INT],
     "map_levels": [_POINTER, _LONG, _POINTER, _INT],
+    "jpeg_size": [_POINTER, _LONG, _POINTER, _INT],
+    "jpeg_region": [_POINTER] + [_LONG] * 5 + [_POINTER, _INT],
 }
 
 
@@ -263,8 +285,16 @@ def _kernel(name: str) -> Any:
     return kernel
 
 
-def _call(name: str, *arguments: Any) -> None:
-    """Calls a kernel on tensors (by their address) and numbers, with as many threads as PyTorch uses."""
+_NO_MEMORY = 1
+
+
+def _call(name: str, *arguments: Any) -> int:
+    """Calls a kernel on tensors (by their address), bytes and numbers, with as many threads as PyTorch uses.
+
+    Returns its answer, which is 0 but from those that say what else it may be.
+    """
     passed = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
-    if _kernel(name)(*passed, torch.get_num_threads()):
+    answer: int = _kernel(name)(*passed, torch.get_num_threads())
+    if answer == _NO_MEMORY:
         raise MemoryError(f"no memory for {name}")
+    return answer

@@ -5,11 +5,10 @@
 // reading is the lesser part of decoding. What this decoder does not know (jpeg_frame.hpp), and all damage, is left to
 // the forgiving one.
 
-#include "vectors.hpp"
-
 #include "jpeg_frame.hpp"
 #include "jpeg_huffman.hpp"
 #include "jpeg_samples.hpp"
+#include "vectors.hpp"
 
 enum Answer { DONE, NO_MEMORY, NOT_MINE };
 
@@ -18,7 +17,7 @@ struct Tables {
   AcTable ac[4];
 };
 
-// Kept from image to image: nearly all have the same tables.
+// Kept from image to image: many have the same tables, those of the standard's annex K.
 static Tables* tables_of(const Frame& frame) {
   static thread_local Tables* kept = nullptr;
   if (!kept) kept = static_cast<Tables*>(calloc(1, sizeof(Tables)));
@@ -127,7 +126,8 @@ struct Decoder {
       const int32_t* steps = frame.quantization[component.quantization].steps;
       for (int v = 0; v < component.vertical; v++)
         for (int h = 0; h < component.horizontal; h++) {
-          alignas(32) int16_t block[64] = {};
+          alignas(32) int16_t block[64];
+          clear(block);
           bool varied;
           if (!tables.dc[component.dc].decode(in, dc[c])) return false;
           if (!tables.ac[component.ac].decode(in, block, varied) || in.left() < 0) return false;
@@ -186,14 +186,15 @@ static bool decode_region(const Frame& frame, const Tables& tables, Segments& se
 // Width and height (2,) of a JPEG that `jpeg_region` may know. Returns 0, or 2 where it does not.
 extern "C" int jpeg_size(const uint8_t* data, int64_t bytes, int64_t* size, int) {
   Frame frame;
+  if (__BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__) return NOT_MINE;  // bytes are taken together by the processor's order
   if (!read_frame(data, bytes, frame)) return NOT_MINE;
   size[0] = frame.width;
   size[1] = frame.height;
   return DONE;
 }
 
-// Pixels (height, width, 3) of a part of a JPEG. Returns 0, 1 where there is no memory, or 2 where this is no file for this
-// decoder, or damaged; the pixels are then anything.
+// Pixels (height, width, 3) of a part of a JPEG. Returns 0, or 1 where there is no memory, or 2 where this decoder does not
+// know the kind of file or it is damaged; the pixels are then anything.
 extern "C" int jpeg_region(const uint8_t* data, int64_t bytes, int64_t top, int64_t left, int64_t height, int64_t width,
                            uint8_t* pixels, int) {
   Frame frame;

@@ -39,7 +39,21 @@ static const uint8_t ZIGZAG[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 2
                                    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
                                    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
-enum Marker { SOF0 = 0xC0, SOF1 = 0xC1, DHT = 0xC4, RST0 = 0xD0, SOI = 0xD8, EOI, SOS, DQT, DRI = 0xDD, APP0 = 0xE0, APP14 = 0xEE, APP15, COM = 0xFE };
+enum Marker {
+  SOF0 = 0xC0,
+  SOF1 = 0xC1,
+  DHT = 0xC4,
+  RST0 = 0xD0,
+  SOI = 0xD8,
+  EOI = 0xD9,
+  SOS = 0xDA,
+  DQT = 0xDB,
+  DRI = 0xDD,
+  APP0 = 0xE0,
+  APP14 = 0xEE,
+  APP15 = 0xEF,
+  COM = 0xFE
+};
 
 static int two_bytes(const uint8_t* at) { return at[0] << 8 | at[1]; }
 
@@ -100,9 +114,9 @@ static bool read_sizes(const uint8_t* at, const uint8_t* end, Frame& frame) {
   }
   for (int c = 1; c < 3; c++)
     if (frame.component[c].horizontal != 1 || frame.component[c].vertical != 1) return false;
-  const int factors = 10 * first.horizontal + first.vertical;
+  const int across = first.horizontal, down = first.vertical;
   // libjpeg does not interpolate the colours of the narrowest images.
-  return factors == 11 || ((factors == 21 || factors == 22) && frame.width > 4);
+  return (across == 1 && down == 1) || (across == 2 && (down == 1 || down == 2) && frame.width > 4);
 }
 
 static bool read_scan(const uint8_t* at, const uint8_t* end, Frame& frame) {

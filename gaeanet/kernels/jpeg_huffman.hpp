@@ -8,10 +8,10 @@
 #pragma once
 
 #include "jpeg_frame.hpp"
+#include "vectors.hpp"
 
-#define INLINE inline __attribute__((always_inline))
-
-constexpr int WINDOW = 11;  // bits of a look-up: two tables of these are at home in the first-level cache
+constexpr int WINDOW = 11;   // bits of a look-up: two tables of these are at home in the first-level cache
+constexpr int SHORT = 9;     // of a look-up of a DC difference
 constexpr int BEYOND = 512;  // bytes after the data that may be read: no block takes more
 
 // The coded data up to a marker, as a row of bits whose next ones are the topmost of `bits`.
@@ -24,10 +24,7 @@ struct Bits {
   INLINE void refill() {
     uint64_t more;
     memcpy(&more, at, 8);
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    more = __builtin_bswap64(more);
-#endif
-    bits |= more >> count;
+    bits |= __builtin_bswap64(more) >> count;
     at += (63 - count) >> 3;
     count |= 56;
   }
@@ -36,11 +33,11 @@ struct Bits {
     bits <<= n & 63;
     count -= n;
   }
-  // The value of n bits, 1..16, of which the lower half means negative numbers.
+  // The value of n bits, 0..15, of which the lower half means negative numbers.
   INLINE int receive(int n) {
-    const int value = int(peek(n)), negative = value < (1 << (n - 1));
+    const int value = int(bits >> 1 >> (63 - n)), upper = (1 << n) >> 1;
     drop(n);
-    return negative ? value - (1 << n) + 1 : value;
+    return value < upper ? value - (1 << n) + 1 : value;
   }
   // Bits that are left; below 0 where more was read than there is.
   INLINE int64_t left() const { return 8 * (end - at) + count; }
@@ -52,17 +49,22 @@ struct Codes {
   int32_t limit[17];  // of each length: the first 16 bits that are beyond its codes
   int32_t first[17];  // where the symbols of a length begin, less its first code
 
-  void prepare(const HuffmanSpecification& specification) {
+  bool same(const HuffmanSpecification& specification) const { return !memcmp(&made_of, &specification, sizeof made_of); }
+
+  // Calls take(symbol, length, code) for each code.
+  template <typename Take>
+  void prepare(const HuffmanSpecification& specification, Take take) {
     made_of = specification;
     for (int length = 1, code = 0, symbol = 0; length <= 16; length++, code *= 2) {
       first[length] = symbol - code;
-      symbol += specification.counts[length - 1];
-      code += specification.counts[length - 1];
+      for (const int end = symbol + specification.counts[length - 1]; symbol < end; symbol++, code++)
+        take(specification.symbols[symbol & 255], length, code);
       limit[length] = code << (16 - length);
     }
   }
+
   // Takes a code from bits that hold one; its symbol, or -1 where no code begins like this.
-  int symbol(Bits& in) const {
+  __attribute__((noinline)) int symbol(Bits& in) const {
     const int next = int(in.peek(16));
     for (int length = 1; length <= 16; length++)
       if (next < limit[length]) {
@@ -71,91 +73,102 @@ struct Codes {
       }
     return -1;
   }
-  bool same(const HuffmanSpecification& specification) const { return !memcmp(&made_of, &specification, sizeof made_of); }
 };
-
-// How far a step goes from coefficient to coefficient; these go nowhere.
-enum Step { END_OF_BLOCK = 64, NOT_IN_TABLE = 128 };
 
 struct DcTable {
   Codes codes;
-  uint16_t sizes[1 << 9];  // by the next nine bits: length of the code | size << 8; 0 where it is longer
+  uint16_t sizes[1 << SHORT];  // by the next bits: length of the code | size << 8; 0 where it is longer
 
   void prepare(const HuffmanSpecification& specification) {
     if (codes.same(specification)) return;
-    codes.prepare(specification);
-    for (int window = 0; window < 1 << 9; window++) {
-      Bits in = {uint64_t(window) << 55, 9, nullptr, nullptr};
-      const int size = codes.symbol(in);
-      sizes[window] = size < 0 || in.count < 0 ? 0 : uint16_t((9 - in.count) | size << 8);
-    }
+    memset(sizes, 0, sizeof sizes);
+    codes.prepare(specification, [this](int size, int length, int code) {
+      if (length > SHORT) return;
+      const int free = SHORT - length;
+      for (int k = 0; k < 1 << free; k++) sizes[(code << free) + k] = uint16_t(length | size << 8);
+    });
   }
+
   // Adds the difference that comes next; false where there is none.
-  INLINE bool decode(Bits& in, int& dc) const {
+  INLINE bool decode(Bits& state, int& dc) const {
+    Bits in = state;
     in.refill();
-    const int entry = sizes[in.peek(9)];
+    const int entry = sizes[in.peek(SHORT)];
     int size = entry >> 8;
-    if (entry)
-      in.drop(entry & 63);
-    else if ((size = codes.symbol(in)) < 0)
-      return false;
-    if (size) dc += in.receive(size);
+    in.drop(entry & 63);
+    if (__builtin_expect(!entry, 0)) {
+      Bits there = in;
+      if ((size = codes.symbol(there)) < 0) return false;
+      in = there;
+    }
+    dc += in.receive(size);
+    state = in;
     return dc >= -32768 && dc <= 32767;
   }
 };
 
+// How far it is from coefficient to coefficient; these lead to no coefficient.
+enum Step { END_OF_BLOCK = 64, VALUE_BEYOND = 128, CODE_BEYOND = 192 };
+
+static INLINE int step_of(int symbol) { return symbol & 15 || symbol == 0xF0 ? (symbol >> 4) + 1 : int(END_OF_BLOCK); }
+
 struct AcTable {
   Codes codes;
-  uint32_t steps[1 << WINDOW];  // bits | step << 8 | value << 16 of the next coefficient
-  uint16_t leaps[1 << WINDOW];  // bits | step << 8 over all that the window holds of one block
+  // By the next bits: length | step << 8 | value << 16 of a coefficient; or length | VALUE_BEYOND << 8 | symbol << 16 of its
+  // code; or CODE_BEYOND << 8.
+  uint32_t steps[1 << WINDOW];
+  uint16_t leaps[1 << WINDOW];  // length | step << 8, over two codes where the window holds two of one block
 
   void prepare(const HuffmanSpecification& specification) {
     if (codes.same(specification)) return;
-    codes.prepare(specification);
+    for (uint32_t& entry : steps) entry = CODE_BEYOND << 8;
+    codes.prepare(specification, [this](int symbol, int length, int code) {
+      if (length > WINDOW) return;
+      uint32_t* entry = steps + (code << (WINDOW - length));
+      const int size = symbol & 15, free = WINDOW - length - size;
+      if (free < 0) {
+        for (int k = 0; k < 1 << (WINDOW - length); k++) *entry++ = uint32_t(length | VALUE_BEYOND << 8 | symbol << 16);
+        return;
+      }
+      const uint32_t common = uint32_t(length + size) | uint32_t(step_of(symbol)) << 8;
+      for (int bits = 0; bits < 1 << size; bits++) {
+        const int value = size && bits < 1 << (size - 1) ? bits - (1 << size) + 1 : bits;
+        for (int k = 0; k < 1 << free; k++) *entry++ = common | uint32_t(value) << 16;
+      }
+    });
     for (int window = 0; window < 1 << WINDOW; window++) {
-      Bits in = {uint64_t(window) << (64 - WINDOW), WINDOW, nullptr, nullptr};
-      steps[window] = NOT_IN_TABLE << 8;
-      const int symbol = codes.symbol(in), size = symbol & 15;
-      if (symbol < 0 || in.count < size) continue;
-      const int value = size ? in.receive(size) : 0, bits = WINDOW - in.count;
-      const int step = size || symbol == 0xF0 ? (symbol >> 4) + 1 : int(END_OF_BLOCK);
-      steps[window] = uint32_t(bits | step << 8) | uint32_t(value) << 16;
-    }
-    for (int window = 0; window < 1 << WINDOW; window++) {
-      int bits = 0, step = 0;
-      do {
-        const uint32_t next = steps[(window << bits) & ((1 << WINDOW) - 1)];
-        const int more = next & 63, forward = next >> 8 & 255;
-        if (forward == NOT_IN_TABLE || bits + more > WINDOW || step + forward > 127) break;
-        bits += more;
-        step += forward;
-      } while (step < END_OF_BLOCK);
-      leaps[window] = uint16_t(bits ? bits | step << 8 : NOT_IN_TABLE << 8);
+      const int one = int(steps[window] & 0xFFFF), length = one & 63;
+      const int two = int(steps[(window << length) & ((1 << WINDOW) - 1)] & 0xFFFF);
+      const bool both = one >> 8 < END_OF_BLOCK && two >> 8 < VALUE_BEYOND && length + (two & 63) <= WINDOW;
+      leaps[window] = uint16_t(both ? one + two : one);
     }
   }
 
-  // One coefficient that the table does not hold, after coefficient `k`, which moves on to 63 at the end of a block.
-  __attribute__((noinline)) bool decode_one(Bits& in, int& k, int16_t* block) const {
-    in.refill();
-    const int symbol = codes.symbol(in), size = symbol & 15;
-    if (symbol < 0) return false;
-    if (!size && symbol != 0xF0) {
-      k = 63;
-      return true;
+  // The coefficient after number k whose code or value the table does not hold; k moves on to it, or to 63 at the end of
+  // the block. False where nothing is coded like this.
+  INLINE bool decode_beyond(Bits& in, uint32_t entry, int& k, int& value) const {
+    int symbol = int(entry >> 16);
+    if ((entry >> 8 & 255) == CODE_BEYOND) {
+      Bits there = in;
+      there.refill();
+      if ((symbol = codes.symbol(there)) < 0) return false;
+      in = there;
     }
-    k += (symbol >> 4) + 1;
-    const int value = size ? in.receive(size) : 0;
-    if (k > 63) return false;
-    block[ZIGZAG[k]] = int16_t(value);
-    return true;
+    in.refill();
+    value = in.receive(symbol & 15);
+    const int step = step_of(symbol);
+    k = step == END_OF_BLOCK ? 63 : k + step;
+    return k <= 63;
   }
 
   // Coefficients 1..63 of a block that holds zeros; false where they are not coded as they should be. `any`: whether
   // there are any.
-  INLINE bool decode(Bits& in, int16_t* block, bool& any) const {
+  INLINE bool decode(Bits& state, int16_t* block, bool& any) const {
+    Bits in = state;
     int k = 0;
-    uint32_t entry;
+    any = true;
     while (true) {
+      uint32_t entry;
       in.refill();
       for (int turn = 0; turn < 56 / WINDOW; turn++) {
         entry = steps[in.peek(WINDOW)];
@@ -167,29 +180,30 @@ struct AcTable {
       continue;
     out:
       const int step = entry >> 8 & 255;
-      if (step == END_OF_BLOCK) {
+      int value = int16_t(entry >> 16);
+      if (step >= VALUE_BEYOND) {
+        k -= step;
+        if (!decode_beyond(in, entry, k, value)) return false;
+      } else if (step == END_OF_BLOCK) {
         any = k != END_OF_BLOCK;
-        return true;
-      }
-      if (step == NOT_IN_TABLE) {
-        k -= NOT_IN_TABLE;
-        if (!decode_one(in, k, block)) return false;
-      } else if (k == 63) {
-        block[63] = int16_t(entry >> 16);
-      } else {
+        break;
+      } else if (k > 63) {
         return false;
       }
-      if (k == 63) return any = true;
+      block[ZIGZAG[k]] = int16_t(value);
+      if (k == 63) break;
     }
+    state = in;
+    return true;
   }
 
   // The same without the coefficients.
-  INLINE bool skip(Bits& in) const {
+  INLINE bool skip(Bits& state) const {
+    Bits in = state;
     int k = 0;
     while (true) {
+      int entry, step;
       in.refill();
-      uint32_t entry;
-      int step;
       for (int turn = 0; turn < 56 / WINDOW; turn++) {
         entry = leaps[in.peek(WINDOW)];
         step = entry >> 8;
@@ -199,14 +213,25 @@ struct AcTable {
       }
       continue;
     out:
-      // A leap to the end of the block, if the block had not ended before; or one that is too far.
-      if ((step >= END_OF_BLOCK && step < NOT_IN_TABLE && k + step - END_OF_BLOCK < 63) || k + step == 63) {
+      // To the end of the block, if it had not ended before; or beyond the table; or further than the block goes.
+      if ((step >= END_OF_BLOCK && step < VALUE_BEYOND && k + step - END_OF_BLOCK < 63) || k + step == 63) {
         in.drop(entry & 63);
-        return true;
+        break;
       }
-      int16_t unwanted[64];
-      if (!decode_one(in, k, unwanted)) return false;
-      if (k == 63) return true;
+      const uint32_t single = steps[in.peek(WINDOW)];
+      in.drop(single & 63);
+      int value;
+      step = single >> 8 & 255;
+      if (step < END_OF_BLOCK)
+        k += step;
+      else if (step == END_OF_BLOCK)
+        k = 63;
+      else if (!decode_beyond(in, single, k, value))
+        return false;
+      if (k == 63) break;
+      if (k > 63) return false;
     }
+    state = in;
+    return true;
   }
 };

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "jpeg_frame.hpp"
+#include "vectors.hpp"
 
 typedef int32_t lanes __attribute__((vector_size(32)));
 
@@ -12,6 +12,11 @@ typedef int32_t lanes __attribute__((vector_size(32)));
 #else
 #define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, lanes{__VA_ARGS__})
 #endif
+
+static INLINE void clear(int16_t block[64]) {
+  const lanes zeros = {};
+  for (int k = 0; k < 64; k += 16) memcpy(block + k, &zeros, sizeof zeros);
+}
 
 // The inverse cosine transform in one direction, of eight lines side by side (Loeffler, Ligtenberg & Moschytz 1989),
 // with factors in 13 bits; `shift` takes them off again, and rounds.
@@ -87,7 +92,8 @@ static INLINE bool samples_of(const int16_t* block, const int32_t* steps, uint8_
   }
   // Four samples of a line in one number: no second transposition.
   const lanes left = x[0] | x[1] << 8 | x[2] << 16 | x[3] << 24, right = x[4] | x[5] << 8 | x[6] << 16 | x[7] << 24;
-  const lanes upper = SHUFFLED(left, right, 0, 8, 1, 9, 2, 10, 3, 11), lower = SHUFFLED(left, right, 4, 12, 5, 13, 6, 14, 7, 15);
+  const lanes upper = SHUFFLED(left, right, 0, 8, 1, 9, 2, 10, 3, 11);
+  const lanes lower = SHUFFLED(left, right, 4, 12, 5, 13, 6, 14, 7, 15);
   uint8_t lines[64];
   memcpy(lines, &upper, 32);
   memcpy(lines + 32, &lower, 32);
@@ -105,8 +111,8 @@ static INLINE bool flat_samples(int dc, int step, uint8_t* to, int64_t stride) {
 
 // Colour samples first..last of a line of which edge is the last one, to twice as many. Each result is three parts of the
 // nearer and one of the further sample, across and, where there is a `further` line, down.
-static void widened(const uint8_t* nearer, const uint8_t* further, int64_t first, int64_t last, int64_t edge, uint16_t* sums,
-                    uint8_t* to) {
+static void widened(const uint8_t* nearer, const uint8_t* further, int64_t first, int64_t last, int64_t edge,
+                    uint16_t* sums, uint8_t* to) {
   const int64_t begin = first > 0 ? first - 1 : 0, end = last < edge ? last + 1 : edge, count = last - first + 1;
   uint16_t* at = sums + 1 - first;  // sums[0] belongs to first - 1
   if (further)
