@@ -24,7 +24,8 @@ from gaeanet.data.loader import training_batches
 
 Box = tuple[int, int, int, int]
 
-needs_kernels = pytest.mark.skipif(kernels.availability() != kernels.OWN, reason=kernels.availability())
+HERE = isinstance(opened(jpeg((1, 2, 3), (40, 30))), Photograph)
+needs_kernels = pytest.mark.skipif(not HERE, reason=f"{kernels.availability()}, or a processor without AVX2")
 
 
 def scene(width: int, height: int, seed: int, detail: int = 8, noise: int = 20) -> Image.Image:
@@ -280,7 +281,7 @@ def test_photographs_and_odd_files_are_what_they_were(evaluation_data: Path) -> 
         assert (3, picture.height, picture.width) == tuple(whole.shape)
         for box in (crop_box(picture.height, picture.width, 0.08), (0, 0, picture.height, picture.width)):
             assert torch.equal(picture.region(*box), Pixels(whole).region(*box))
-            if kernels.availability() == kernels.OWN:
+            if HERE:
                 assert part_by_kernel(data, box) is not None
     for path in (evaluation_data / "edge-cases").iterdir():
         data = path.read_bytes()
