@@ -73,7 +73,7 @@ def resized(image: Tensor, height: int, width: int) -> Tensor:
     torchvision's `resize` gives the same values, but for a crop in this memory order takes twice as long.
     """
     pixels = image.permute(1, 2, 0).unsqueeze(0).contiguous()
-    # Permuted back only now: made in the other order, a batch of one has a stride that hides its memory order from torch.
+    # Permuted back only now: made in the other order, a batch of one has a stride that hides its memory order.
     return F.interpolate(pixels.permute(0, 3, 1, 2), size=(height, width), mode="bilinear", antialias=True).squeeze(0)
 
 

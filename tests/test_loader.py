@@ -10,6 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from gaeanet.augment import MEAN, STD, TrainingTransform, ValidationTransform, crop_box, cutout, erased, normalize
 from gaeanet.config import Hyperparameters
 from gaeanet.data.folder import FolderSource
+from gaeanet.data.images import Pixels
 from gaeanet.data.loader import Batch, training_batches, validation_batches
 from gaeanet.data.synthetic import SyntheticSource
 from gaeanet.errors import RunError
@@ -155,7 +156,7 @@ def test_erasing_is_drawn_last_so_that_other_draws_stay_as_they_were() -> None:
         for values in ({}, {"random_erasing": 0.5}):
             hp = Hyperparameters(image_size=32, cutout=True, cutout_length=8, **values)
             torch.manual_seed(seed)
-            images.append(TrainingTransform(hp).at(0)(pixels))
+            images.append(TrainingTransform(hp).at(0)(Pixels(pixels)))
         differs = (images[0] != images[1]).any(0)
         assert (images[1][:, differs] == torch.tensor([[124], [116], [104]])).all()
         changed += bool(differs.any())
