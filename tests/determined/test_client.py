@@ -37,7 +37,7 @@ def test_create_sends_what_a_task_needs_and_nothing_else(tmp_path: Path) -> None
         assert file["type"] == (53 if (ROOT / path).is_dir() else 48)
         if file["type"] == 48:
             assert base64.b64decode(file["content"]) == (ROOT / path).read_bytes()
-    assert len(json.dumps(body)) < 1_000_000
+    assert len(json.dumps(body)) < 2_000_000
     runs_alone(body["modelDefinition"], tmp_path / "work")
 
 
