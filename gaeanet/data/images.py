@@ -91,7 +91,7 @@ class Pixels:
 
 
 class Photograph:
-    """A JPEG of a common kind, not decoded yet. Whether it is damaged is only known with its first part."""
+    """A JPEG, not decoded yet. Whether it is damaged is only known with its first part."""
 
     def __init__(self, data: bytes, height: int, width: int) -> None:
         self._data = data
@@ -111,11 +111,9 @@ def opened(data: bytes | NDArray[np.uint8]) -> Picture:
         ImageError: See `to_pixels`; of some files it is raised by `region`.
     """
     if isinstance(data, bytes) and kernels.availability() == kernels.OWN:
-        from gaeanet.kernels.functions import jpeg_size
-
         header = read_header(data)
-        if header and _is_plain(header, data) and (size := jpeg_size(data)):
-            return Photograph(data, *size)
+        if header and _is_plain(header, data):
+            return Photograph(data, header.height, header.width)
     return Pixels(to_pixels(data))
 
 

@@ -138,15 +138,6 @@ def map_levels(pixels: Tensor, results: Tensor) -> None:
     _call("map_levels", _one_block(pixels), pixels.numel() // 3, results.contiguous())
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a JPEG of which `jpeg_region` knows the kind; None of any other bytes."""
-    size = torch.empty(2, dtype=torch.int64)
-    if _call("jpeg_size", data, len(data), size):
-        return None
-    width, height = size.tolist()
-    return height, width
-
-
 def jpeg_region(data: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:
     """A part of a JPEG's pixels as torchvision and Pillow have them: uint8 (3, height, width) in channels-last memory.
 
@@ -273,7 +264,6 @@ _SIGNATURES: dict[str, list[Any]] = {
     "colour_jitter": [_POINTER, _LONG, _POINTER] + [_DOUBLE] * 3 + [_INT] * 2,
     "count_levels": [_POINTER, _LONG, _POINTER, _INT],
     "map_levels": [_POINTER, _LONG, _POINTER, _INT],
-    "jpeg_size": [_POINTER, _LONG, _POINTER, _INT],
     "jpeg_region": [_POINTER] + [_LONG] * 5 + [_POINTER, _INT],
 }
 

@@ -191,15 +191,6 @@ static bool decode_region(const Frame& frame, const Tables& tables, Segments& se
   return segments.marker == EOI && decoder.in.left() <= 7;
 }
 
-// Width and height (2,) of a JPEG that `jpeg_region` may know. Returns 0, or 2 where it does not.
-extern "C" int jpeg_size(const uint8_t* data, int64_t bytes, int64_t* size, int) {
-  Frame frame;
-  if (!FAST || !read_frame(data, bytes, frame)) return NOT_MINE;
-  size[0] = frame.width;
-  size[1] = frame.height;
-  return DONE;
-}
-
 // Pixels (height, width, 3) of a part of a JPEG. Returns 0, or 1 where there is no memory, or 2 where this decoder does not
 // know the kind of file or it is damaged; the pixels are then anything.
 extern "C" int jpeg_region(const uint8_t* data, int64_t bytes, int64_t top, int64_t left, int64_t height, int64_t width,
