@@ -19,13 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gaeanet.cli import main as gaeanet
 from gaeanet.config import Hyperparameters, load_experiment
-from gaeanet.counting import count
+from gaeanet.describe import Subject, count_subject
 from gaeanet.genotypes import Edge, Genotype, read_genotype
-from gaeanet.network import CellNetwork
 from gaeanet.run_directory import read_run
 from gaeanet.search.costs import cost_of
 from gaeanet.search.result import write_genotype
@@ -35,16 +33,8 @@ TRIES = 1_000_000
 
 
 def multiply_adds(genotype: Genotype, hp: Hyperparameters) -> int:
-    network = CellNetwork(
-        hp.num_classes,
-        genotype=genotype,
-        init_channels=hp.init_channels,
-        layers=hp.layers,
-        stem=hp.stem,
-        squeeze_excite=hp.do_SE,
-        device=torch.device("meta"),
-    )
-    return count(network, hp.image_size).multiply_adds
+    of_cell = hp.model_copy(update={"genotype": genotype.to_dict()})
+    return count_subject(Subject(genotype.fingerprint, of_cell)).multiply_adds
 
 
 def random_genotype(rng: np.random.Generator) -> Genotype:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gaeanet.errors import did_you_mean
-from gaeanet.search.settings import Search
 
 
 def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """The first fault in words: which key, what it must be, what it is."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
-    if path and path[0] == "search" and "search" in model.model_fields:
-        where, model, path = f"{where}.search", Search, path[1:]
+    while path and (inner := _block(model, path[0])):
+        where, model, path = f"{where}.{path[0]}", inner, path[1:]
     key = f"{where}.{path[0]}" if path else where
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; {did_you_mean(path[0], model.model_fields)}"
@@ -27,6 +26,13 @@ def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     if not path:
         return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {_shown(first['input'])}"
     return f"{key}: must be {_expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
+
+
+def _block(model: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """The block that a key of a block holds; None for any other key."""
+    field = model.model_fields.get(key)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _shown(value: Any) -> str:

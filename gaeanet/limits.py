@@ -14,11 +14,11 @@ from gaeanet.errors import RequestError
 SHM = Path("/dev/shm")  # noqa: S108 (where Linux keeps shared memory, not a temporary file)
 
 
-def training_workers(experiment: Experiment) -> int:
-    """Workers that prepare training images; a search that learns from two sets of them has two streams."""
+def training_workers(experiment: Experiment) -> list[int]:
+    """Workers of each stream of training images; a search that learns from two sets of them has two."""
     search = experiment.hyperparameters.search
     streams = 2 if search is not None and search.level == "bilevel" else 1
-    return sum(workers_each(usable_workers(experiment.data.num_workers_train), streams))
+    return workers_each(usable_workers(experiment.data.num_workers_train), streams)
 
 
 def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int) -> int:
@@ -31,7 +31,7 @@ def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int)
     largest = share(hp.global_batch_size, 0, world_size)
     training = (largest.stop - largest.start) * 3 * max(hp.training_sizes) ** 2
     validation = min(hp.global_batch_size, 256) * 3 * hp.image_size**2
-    per_process = PREFETCH * training_workers(experiment) * training
+    per_process = PREFETCH * sum(training_workers(experiment)) * training
     total: int = local_world_size * (per_process + 2 * usable_workers(data.num_workers_val) * validation)
     return total
 
@@ -56,7 +56,7 @@ def check_shared_memory(experiment: Experiment) -> None:
 
 def needed_files(experiment: Experiment) -> int:
     """Open files that a process may need: its own, its workers' pipes, and two a batch that waits to be taken."""
-    workers = training_workers(experiment) + usable_workers(experiment.data.num_workers_val)
+    workers = sum(training_workers(experiment)) + usable_workers(experiment.data.num_workers_val)
     return 64 + workers * (8 + 2 * PREFETCH)
 
 

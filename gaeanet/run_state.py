@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet import __version__, checkpoint, devices
+from gaeanet import __version__, checkpoint, devices, kernels
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Data, Experiment
 from gaeanet.data.catalog import check_table
@@ -68,9 +68,11 @@ class RunState:
         self.validated_at = 0
         self.parent: Lineage | None = None
 
-    def _take(self, network: nn.Module, compilation: str, groups: Sequence[Group]) -> None:
-        """The network, on its device and as fast as it will be, and what of it learns."""
+    def _take(self, network: nn.Module, groups: Sequence[Group], compilation: str = "not compiled") -> None:
+        """The network, on its device and compiled if it is to be, and what of it learns; makes it as fast as can be."""
         hp, device = self._hp, self._device
+        if device.type == "cpu" and self.precision == "fp32" and compilation == "not compiled":
+            compilation = kernels.accelerate(network)
         self.compilation = compilation
         self._shared: nn.Module = network
         if self._processes.world_size > 1:

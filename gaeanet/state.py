@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaeanet import checkpoint, devices, finetune, kernels
+from gaeanet import checkpoint, devices, finetune
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.data.loader import Source
 from gaeanet.data.order import mix_seed
@@ -57,9 +57,7 @@ class TrainingState(RunState):
         self._frozen = finetune.freeze(self._network, hp.freeze)
         self.average = WeightAverage(self._network, hp.ema_decay) if hp.ema_decay > 0 else None
         compilation = devices.compile_for(hp.compile, self._network, device)
-        if device.type == "cpu" and self.precision == "fp32" and compilation == "not compiled":
-            compilation = kernels.accelerate(self._network)
-        self._take(self._network, compilation, finetune.learning_groups(self._network, hp))
+        self._take(self._network, finetune.learning_groups(self._network, hp), compilation)
 
     @property
     def network(self) -> CellNetwork:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pytest
 import torch
-import yaml
 from conftest import Result, make_folder, read_log, same_but_for_speed, same_checkpoints
 from test_distributed import alone, joined, logged, together, wait_for
 
@@ -34,32 +34,20 @@ from gaeanet.search.state import SearchState
 Run = Callable[..., Result]
 Write = Callable[..., Path]
 
-NET: dict[str, Any] = {
-    "num_classes": 3,
-    "init_channels": 4,
-    "layers": 3,
-    "image_size": 32,
-    "global_batch_size": 4,
-    "epochs": 3,
-    "warmup_epochs": 0,
-    "learning_rate": 0.05,
-    "color_jitter": False,
-}
+NET = {**{key: value for key, value in conftest.NET.items() if key != "ema_decay"}, "epochs": 3}
 SEARCH: dict[str, Any] = {"channel_divisor": 2, "architecture_learning_rate": 1.0}
 
 
 @pytest.fixture
-def search_file(tmp_path: Path) -> Write:
+def search_file(experiment_file: Write) -> Write:
     """Writes a tiny search; keywords go into hyperparameters, `search` into its block, `data` into the data block."""
 
     def write(
         name: str = "tiny", search: dict[str, Any] | None = None, data: dict[str, Any] | None = None, **values: Any
     ) -> Path:
-        block = {"num_workers_train": 0, "num_workers_val": 0, **(data or {})}
-        hp = {**NET, **values, "search": {**SEARCH, **(search or {})}}
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({"name": name, "data": block, "hyperparameters": hp}))
-        return path
+        return experiment_file(
+            name, data, **{"epochs": 3, "ema_decay": 0.0, **values}, search={**SEARCH, **(search or {})}
+        )
 
     return write
 

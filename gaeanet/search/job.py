@@ -12,9 +12,10 @@ from gaeanet import __version__
 from gaeanet.augment import normalize
 from gaeanet.config import Experiment
 from gaeanet.context import LocalContext
-from gaeanet.data.loader import Batch, Source, usable_workers, workers_each
+from gaeanet.data.loader import Batch, Source
 from gaeanet.data.order import steps_per_epoch, stream_seed
 from gaeanet.data.trouble import Trouble
+from gaeanet.limits import training_workers
 from gaeanet.lineage import lineage_of
 from gaeanet.loop import Job, run
 from gaeanet.plan import images, machinery, schedule, skipped
@@ -70,7 +71,7 @@ class Searching(Job):
                 f"{len(self.others.catalog.train):,} others for the architecture"
             )
         return [
-            machinery(self.state, context, sum(self._workers())),
+            machinery(self.state, context, sum(training_workers(self.experiment))),
             f"search: {search.method}, {search.level} level, {rate}; {len(CANDIDATES)} candidates on each of "
             f"{len(EDGES)} edges of a normal and a reduction cell",
             f"supernet: {hp.layers} cells, {hp.init_channels} channels, of which one in {search.divisor} goes through "
@@ -80,15 +81,11 @@ class Searching(Job):
             *schedule(self.experiment, context, self.state, self.steps),
         ]
 
-    def _workers(self) -> list[int]:
-        streams = 1 if self.others is None else 2
-        return workers_each(usable_workers(self.experiment.data.num_workers_train), streams)
-
     def batches(self, trouble: Trouble) -> Iterator[Batch]:
         """Batches for the weights; `step` takes one for the architecture with each, whose epochs have a length of
         their own.
         """
-        hp, done, workers = self.hyperparameters, self.state.batches, self._workers()
+        hp, done, workers = self.hyperparameters, self.state.batches, training_workers(self.experiment)
         if self.others is not None:
             steps = steps_per_epoch(len(self.others.catalog.train), hp.global_batch_size)
             before = self.warmup * self.steps

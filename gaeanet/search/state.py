@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaeanet import checkpoint, devices, kernels
+from gaeanet import checkpoint, devices
 from gaeanet.config import Experiment, Hyperparameters
 from gaeanet.data.loader import Source
 from gaeanet.evaluate import Meter
@@ -53,10 +53,7 @@ class SearchState(RunState):
         assert search is not None
         self.architecture = Architecture(search, self._device)
         self._supernet = build_supernet(self._hp).to(self._device).to(memory_format=torch.channels_last)
-        compilation = "not compiled"
-        if self._device.type == "cpu" and self.precision == "fp32":
-            compilation = kernels.accelerate(self._supernet)
-        self._take(self._supernet, compilation, [Group(list(self._supernet.named_parameters()))])
+        self._take(self._supernet, [Group(list(self._supernet.named_parameters()))])
         self._mixture: Mixture = ()
         self.genotype: Genotype | None = None
         self.settled = 0
