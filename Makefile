@@ -3,7 +3,7 @@
 # make test      the whole test suite
 # make check     linters and types
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
-# make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about an hour on two cores)
+# make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about ten minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
