@@ -1,12 +1,15 @@
 """What a data set of ImageNet's size costs before the first step: start-up, memory of each process, first batch.
 
+And how long `gaeanet train` takes from its start until the first step is made and saved, beside a plain script's time.
+
     python benchmarks/scale.py                    folder, shards and bucket
     python benchmarks/scale.py shards --workers 4
 
 1,281,167 + 50,000 made-up entries. The folder holds empty files but for those that are read, the shards are links to
 one file, and the bucket is on loopback: it is the catalog that is measured, not disks or networks. PSS counts a page
 shared by n processes as 1/n, USS counts only pages of a process's own. PyTorch itself is in both; what the catalog adds
-is the difference to the small set that is measured before. Takes a few minutes; --dir chooses the disk.
+is the difference to the small set that is measured before. Steps are those of a tiny network. Takes a few minutes;
+--dir chooses the disk.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import yaml
 from object_server import objects
 from photographs import photograph
 
@@ -39,6 +43,7 @@ from gaeanet.data.index import catalog_arrays, write_index
 from gaeanet.data.layout import INDEX
 from gaeanet.data.loader import training_batches
 from gaeanet.data.sources import open_location
+from gaeanet.run_directory import CHECKPOINTS
 
 CLASSES = 1000
 BATCH = 64
@@ -154,6 +159,61 @@ def measure(kind: str, location: str, root: Path, workers: int) -> None:
     print(f"{line}; memory PSS / USS: main {pss:.0f} / {uss:.0f} MB, a worker {shares:.0f} / {own:.0f} MB", flush=True)
 
 
+NETWORK = {"num_classes": CLASSES, "init_channels": 4, "layers": 3, "global_batch_size": BATCH, "epochs": 1}
+LIMIT = 600
+"""Seconds that a first step may take."""
+
+
+def first_steps(kind: str, location: str, root: Path, workers: int) -> None:
+    """Prints the seconds from the start of each program to its first step; of the plain one where it reads the data."""
+    print(f"{kind:7s} first step of gaeanet train after {first_step_of_train(location, root, workers):.1f} s", end="")
+    if kind == "folder":
+        began = time.monotonic()
+        command = [sys.executable, __file__, "--workers", str(workers), "--plain", location]
+        subprocess.run(command, check=True, timeout=LIMIT)
+        print(f", of the plain way after {time.monotonic() - began:.1f} s", end="")
+    print(flush=True)
+
+
+def first_step_of_train(location: str, root: Path, workers: int) -> float:
+    """Seconds until a run that has just been started has made its first step, which it saves at once."""
+    tree = {
+        "data": {"num_workers_train": workers, "data_download_dir": str(root / "cache"), "streaming": True},
+        "hyperparameters": NETWORK,
+    }
+    (root / "experiment.yaml").write_text(yaml.safe_dump(tree))
+    program = str(Path(sys.executable).with_name("gaeanet"))
+    command = [program, "train", str(root / "experiment.yaml"), "--data", location, "--run-dir", str(root / "run")]
+    began = time.monotonic()
+    with (root / "said.txt").open("w+") as said:
+        run = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            while not (root / "run" / CHECKPOINTS / "latest").exists():
+                if run.poll() is not None or time.monotonic() - began > LIMIT:
+                    said.seek(0)
+                    sys.exit(f"no first step of {' '.join(command)}:\n{said.read()}")
+                time.sleep(0.02)
+            return time.monotonic() - began
+        finally:
+            run.terminate()
+            run.wait()
+
+
+def plain_first_step(location: str, workers: int) -> None:
+    """The same in the plain way, in a process that has done nothing else; in an order that finds files with images."""
+    import plain
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    from gaeanet.state import build_network
+
+    images = ImageFolder(f"{location}/train", plain.training_transform(224))
+    shuffled = order.epoch_order(len(images), 0, 0).tolist()
+    batches = DataLoader(images, BATCH, sampler=shuffled, num_workers=workers, drop_last=True)
+    step = plain.Step(plain.plain(build_network(Hyperparameters(**NETWORK))), 5.0, 0.1)
+    step(*next(iter(batches)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="of folder, shards, bucket (default: all)")
@@ -163,10 +223,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--dir", type=Path, help="where the files are made, for as long as it takes")
     parser.add_argument("--measure", nargs=3, metavar=("KIND", "LOCATION", "DIR"), help=argparse.SUPPRESS)
+    parser.add_argument("--plain", metavar="LOCATION", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         kind, location, root = arguments.measure
         measure(kind, location, Path(root), arguments.workers)
+        return
+    if arguments.plain:
+        plain_first_step(arguments.plain, arguments.workers)
         return
     sizes = [(arguments.small, CLASSES)] * (arguments.small > 0) + [(arguments.train, arguments.val)]
     for kind, size in itertools.product(arguments.kinds or KINDS, sizes):
@@ -176,6 +240,7 @@ def main() -> None:
         ):
             command = [sys.executable, __file__, "--workers", str(arguments.workers), "--measure", kind, location, root]
             subprocess.run(command, check=True)
+            first_steps(kind, location, Path(root), arguments.workers)
 
 
 if __name__ == "__main__":

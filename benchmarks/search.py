@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from plain_search import PlainSupernet
-from speed import close, compare, machine, peak_memory, row
+from speed import close, compare, machine, peak_memory, row, timed
 from torch import Tensor, nn
 
 from gaeanet import kernels
@@ -89,7 +89,7 @@ def main() -> None:
     )
     plain, ours = way("plain", arguments), way("gaeanet", arguments)
     check(plain, ours)
-    ways = {"plain": lambda: plain[0](*plain[1:]), "gaeanet": lambda: ours[0](*ours[1:])}
+    ways = {"plain": timed(lambda: plain[0](*plain[1:])), "gaeanet": timed(lambda: ours[0](*ours[1:]))}
     compare(f"search step, batch {arguments.batch}", arguments.batch, "images/s", ways, arguments.rounds)
     peaks = []
     for name in ways:

@@ -69,19 +69,32 @@ def hyperparameters(arguments: argparse.Namespace, batch: int, classes: int = 10
     return experiment_from({"hyperparameters": block})
 
 
-def compare(name: str, work: float, unit: str, ways: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Prints a row: the rate of each way, and the median of the ratios pair by pair with their range."""
+def compare(name: str, work: float, unit: str, ways: dict[str, Callable[[], float]], rounds: int) -> None:
+    """Prints a row: the rate of each way, and the median of the ratios pair by pair with their range.
+
+    A way does the work once and returns the seconds that it took.
+    """
     times: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):  # the first warms up
-        for way, run in ways.items():
-            began = time.perf_counter()
-            taken = run()
-            wait(DEVICE)
+        for way, seconds in ways.items():
+            taken = seconds()
             if turn:
-                times[way].append(taken if isinstance(taken, float) else time.perf_counter() - began)
+                times[way].append(taken)
     slow, fast = times.values()
     ratios = sorted(a / b for a, b in zip(slow, fast))
     row(name, *(f"{work / statistics.median(t):.1f} {unit}" for t in (slow, fast)), ratios)
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """The work with a clock around it."""
+
+    def seconds() -> float:
+        began = time.perf_counter()
+        work()
+        wait(DEVICE)
+        return time.perf_counter() - began
+
+    return seconds
 
 
 def row(name: str, slow: str, fast: str, ratios: list[float]) -> None:
@@ -132,7 +145,7 @@ def plain_step(hp: Hyperparameters) -> plain.Step:
 def bench_step(arguments: argparse.Namespace) -> None:
     for batch in arguments.batch:
         slow, fast = both_steps(arguments, batch)
-        ways = {"plain": slow, "gaeanet": fast}
+        ways = {"plain": timed(slow), "gaeanet": timed(fast)}
         compare(f"training step, batch {batch}", batch, "images/s", ways, arguments.rounds)
 
 
@@ -213,7 +226,7 @@ def bench_input(arguments: argparse.Namespace) -> None:
                 _endless(plain.loader(str(root / "train"), plain.training_transform(arguments.size), batch, 0, True))
             )
             ours = iter(endless)
-            ways = {"plain": partial(next, theirs), "gaeanet": partial(next, ours)}
+            ways = {"plain": timed(partial(next, theirs)), "gaeanet": timed(partial(next, ours))}
             compare(f"training input, {name}, one core", batch, "images/s", ways, arguments.rounds)
 
             mine = validation_batches(source, ValidationTransform(arguments.size), batch=batch)
@@ -223,7 +236,10 @@ def bench_input(arguments: argparse.Namespace) -> None:
             if levels > 1.5:
                 sys.exit(f"validation images differ by {levels:.2f} levels of 255 in the mean: nothing is timed")
             print(f"| (validation images differ by {levels:.2f} levels of 255 in the mean) | | | |")
-            ways = {"plain": partial(next, iter(_endless(other))), "gaeanet": partial(next, iter(_endless(mine)))}
+            ways = {
+                "plain": timed(partial(next, iter(_endless(other)))),
+                "gaeanet": timed(partial(next, iter(_endless(mine)))),
+            }
             compare(f"validation input, {name}, one core", batch, "images/s", ways, arguments.rounds)
     torch.set_num_threads(threads)
 
@@ -297,7 +313,7 @@ def bench_inference(arguments: argparse.Namespace) -> None:
             if runtime:
                 close(torch.from_numpy(exported()), theirs(rows), 1e-3, "logits of ONNX Runtime")
         for name, way in [("PyTorch", fast), ("ONNX Runtime", exported)][: 2 if runtime else 1]:
-            ways = {"plain": slow, "gaeanet": way}
+            ways = {"plain": timed(slow), "gaeanet": timed(way)}
             compare(f"inference in {name}, batch {batch}", batch, "images/s", ways, arguments.rounds)
 
 

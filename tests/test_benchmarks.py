@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,8 +55,28 @@ def test_what_scale_measures_is_a_whole_data_set(kind: str, tmp_path: Path, monk
 
 @pytest.mark.slow
 def test_scale(run: Callable[..., str], tmp_path: Path) -> None:
-    out = run("scale.py", "shards", "--train", 1500, "--val", 1000, "--small", 0, "--workers", 1, "--dir", tmp_path)
-    assert re.search(r"shards .*: start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)
+    sizes = ["--train", 1500, "--val", 1000, "--small", 0, "--workers", 1]
+    out = run("scale.py", "shards", "folder", *sizes, "--dir", tmp_path)
+    assert len(re.findall(r": start-up .*first batch of 64 .*memory PSS / USS: main \d+ / \d+ MB", out)) == 2
+    assert re.search(r"^shards +first step of gaeanet train after \d+\.\d s$", out, re.MULTILINE)
+    assert re.search(r"^folder .*train after \d+\.\d s, of the plain way after \d+\.\d s$", out, re.MULTILINE)
+
+
+def test_a_row_is_of_the_time_that_work_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the work returns: a training step's loss, a float as seconds are, once passed for its time."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import speed
+
+    def work(seconds: float) -> Callable[[], object]:
+        return lambda: time.sleep(seconds) or 1e6
+
+    speed.compare("sleep", 1, "times/s", {"slow": speed.timed(work(0.2)), "fast": speed.timed(work(0.05))}, 3)
+    slow, fast, ratio = map(float, re.findall(r"\d+\.\d+", capsys.readouterr().out)[:3])
+    assert 3 < slow <= 5
+    assert 8 < fast <= 20
+    assert 2 < ratio <= 5
 
 
 @pytest.mark.slow
