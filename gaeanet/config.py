@@ -118,6 +118,7 @@ OPERATIONAL = frozenset(
 
 
 NOT_IN_A_SEARCH: dict[str, Any] = {
+    "optimizer": "sgd",
     "do_SE": False,
     "auxiliary": False,
     "drop_path_prob": 0.0,
@@ -175,6 +176,8 @@ class Hyperparameters(Block):
     lr_decay_every: int = Field(2, ge=1)
     """Period of the efficientnet schedule in epochs."""
     warmup_epochs: int = Field(5, ge=0)
+    optimizer: Literal["sgd", "muon"] = "sgd"
+    """SGD with momentum, as published; or Muon (Jordan et al. 2024) for the convolutions that mix channels."""
     momentum: Probability = 0.9
     weight_decay: float = Field(3.0e-5, ge=0)
     decay_norms_and_biases: bool = True

@@ -21,6 +21,7 @@ from gaeanet.errors import RequestError, reason
 from gaeanet.evaluate import Meter
 from gaeanet.finetune import Group
 from gaeanet.lineage import Lineage, lineage_of
+from gaeanet.muon import Muon
 from gaeanet.processes import Processes
 from gaeanet.run_directory import CHECKPOINTS
 
@@ -80,7 +81,8 @@ class RunState:
             ids = [device] if device.type == "cuda" else None
             self._shared = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
         self._learning = [name for group in groups for name, _ in group.parameters]
-        self.optimizer = torch.optim.SGD(
+        rule = Muon if hp.optimizer == "muon" else torch.optim.SGD
+        self.optimizer = rule(
             [
                 {
                     "params": [value for _, value in group.parameters],

@@ -154,6 +154,7 @@ INGREDIENTS: dict[str, Any] = {
     "mixup_alpha": 0.4,
     "cutmix_alpha": 1.0,
     "random_erasing": 0.5,
+    "optimizer": "muon",
     "repeated_augmentation": 2,
     "decay_norms_and_biases": False,
     "max_batch_per_slot": 2,
