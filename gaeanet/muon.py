@@ -1,4 +1,4 @@
-"""Muon: the matrices of convolutions move along their orthogonalised momentum, everything else as under SGD.
+"""Muon: the matrices of convolutions turn along their orthogonalised momentum, everything else learns as under SGD.
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): of a matrix's momentum only the directions count, not
 how large it is along each, so that rare directions learn as fast as those that dominate every gradient. A network of
@@ -8,7 +8,7 @@ many small convolutions, each followed by batch norm, gains much where epochs ar
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,25 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         matrices: float32 (N, rows, columns).
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    x: Tensor = matrices.mT if tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-30)
+    x: Tensor = unit(matrices.transpose(1, 2) if tall else matrices)
     for _ in range(ROUNDS):
-        square = x @ x.mT
-        x = _A * x + (_B * square + _C * square @ square) @ x
-    return x.mT if tall else x
+        square = x @ x.transpose(1, 2)
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=_B, alpha=_C), x, beta=_A)
+    return x.transpose(1, 2) if tall else x
+
+
+def unit(matrices: Tensor) -> Tensor:
+    """Each of the matrices (N, rows, columns) divided by its Frobenius norm; a zero matrix stays zero."""
+    tiny = torch.finfo(matrices.dtype).tiny
+    # Squares of what is small or large leave the range of float32: the largest value becomes 1 first.
+    scaled = matrices / matrices.abs().amax((1, 2), keepdim=True).clamp_min(tiny)
+    lengths: Tensor = torch.linalg.matrix_norm(scaled, keepdim=True)
+    return scaled / lengths.clamp_min(tiny)
+
+
+def as_matrices(weights: Sequence[Tensor]) -> Tensor:
+    """Weights of one shape (out, in, kh, kw), stacked as (N, out, in * kh * kw)."""
+    return torch.stack([weight.reshape(len(weight), -1) for weight in weights])
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -44,13 +57,15 @@ def is_matrix(parameter: Tensor) -> bool:
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum for matrices, SGD as PyTorch has it for depthwise filters, vectors and classifiers.
 
-    A matrix W (m, n) with gradient G moves by
+    A matrix W with gradient G moves by
 
         M = momentum * M + G
-        W = W - lr * (weight_decay * W + sqrt(max(1, m / n)) * orthogonalised(G + momentum * M))
+        U = orthogonalised(G + momentum * M)
+        W = |W| * unit(unit(W) - lr * unit(U))
 
-    so that a step's Frobenius norm is about lr * sqrt(m) and one rate fits all widths. Weight decay is decoupled there,
-    and part of the gradient elsewhere, as in `torch.optim.SGD`.
+    in Frobenius norms: it turns by about `lr`, in radians, and keeps its length, which batch norm takes out of what
+    the network computes but which sets how far a step turns. So one rate fits all matrices and the whole run follows
+    its schedule, and weight decay has no part in it; elsewhere it is part of the gradient, as in `torch.optim.SGD`.
 
     Args:
         parameters: Groups of parameters, as PyTorch's optimizers take them.
@@ -84,11 +99,11 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-        shape = matrices[0].shape
-        steps = orthogonalised(torch.stack([step.reshape(len(step), -1) for step in ahead]))
-        scale = max(1.0, steps.shape[1] / steps.shape[2]) ** 0.5
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, [step.view(shape) for step in steps], alpha=-group["lr"] * scale)
+        directions = orthogonalised(as_matrices(ahead))
+        weights = as_matrices(matrices)
+        lengths = torch.linalg.matrix_norm(weights, keepdim=True)
+        turned = unit(unit(weights) - group["lr"] * unit(directions)) * lengths
+        torch._foreach_copy_(matrices, [weight.view(matrices[0].shape) for weight in turned])
 
     def _move_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients, momenta = self._gradients_and_momenta(parameters)
