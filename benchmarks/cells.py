@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from runs import best_of, train
 
-from gaeanet.cli import main as gaeanet
 from gaeanet.config import Hyperparameters, load_experiment
 from gaeanet.describe import Subject, count_subject
 from gaeanet.genotypes import Edge, Genotype, read_genotype
-from gaeanet.run_directory import read_run
 from gaeanet.search.costs import cost_of
 from gaeanet.search.result import write_genotype
 from gaeanet.search.space import CANDIDATES, CONCAT
@@ -61,21 +60,6 @@ def of_equal_size(found: Genotype, hp: Hyperparameters, seed: int, within: float
     )
 
 
-def best_of(run: Path) -> float:
-    lines = [line for line in read_run(run) if line["kind"] == "validation"]
-    return max(line[key] for line in lines for key in ("top1_accuracy", "ema_top1_accuracy") if key in line)
-
-
-def trained(genotype: Path, run: Path, arguments: argparse.Namespace) -> float:
-    """The best top-1 of a run, which is started, or goes on, or is finished already."""
-    settings = [word for value in arguments.set for word in ("--set", value)]
-    command = ["train", arguments.config, "--data", arguments.data, "--run-dir", run, "--resume", *settings]
-    command += ["--set", f"hyperparameters.genotype={genotype}"]
-    if code := gaeanet([str(word) for word in command]):
-        sys.exit(code)
-    return best_of(run)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("genotype", help="what the search found")
@@ -99,7 +83,10 @@ def main() -> None:
             cell = of_equal_size(found, hp, seed, arguments.within) if number else found
             write_genotype(file, cell, {})
         cell = read_genotype(str(file))
-        accuracy = trained(file, arguments.out / name, arguments)
+        train(
+            arguments.config, arguments.data, arguments.out / name, [*arguments.set, f"hyperparameters.genotype={file}"]
+        )
+        accuracy = best_of(arguments.out / name)
         rows.append(
             {"name": name, "top1": accuracy, "multiply_adds": multiply_adds(cell, hp), "cell": cell.fingerprint}
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import lives
 import pytest
 import yaml
-from conftest import NET, make_folder
+from conftest import NET, make_folder, read_log
 
 from gaeanet.config import Data
 from gaeanet.data.sources import open_location
@@ -110,3 +110,22 @@ def test_cells_go_on_where_they_were_stopped(run: Callable[..., str], tmp_path: 
     assert [cell["name"] for cell in result["cells"]] == ["found", "random-1", "random-2"]
     assert len({cell["cell"] for cell in result["cells"]}) == 3
     assert re.search(r"2 random cells of its size: mean \d+\.\d+ %, standard deviation", again)
+
+
+@pytest.mark.slow
+def test_an_ablation_trains_what_is_missing_and_compares_seed_by_seed(run: Callable[..., str], tmp_path: Path) -> None:
+    tree = {"data": {"num_workers_train": 0, "num_workers_val": 0}, "hyperparameters": {**NET, "epochs": 1}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    options = ["--data", make_folder(tmp_path / "data"), "--out", tmp_path / "out", "--config", tmp_path / "tiny.yaml"]
+    first = run("ablation.py", *options, "--seeds", 1, "--only", "optimizer")
+    assert re.search(
+        r"^\| optimizer \| optimizer: muon, .* \| \d+\.\d+ \| - \| 1 \| [+-]\d+\.\d+ ± nan", first, re.MULTILINE
+    )
+    again = run("ablation.py", *options, "--seeds", 2, "--only", "optimizer")
+    assert again.count("nothing to do") == 2
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    logs = {name: [read_log(tmp_path / "out" / f"{name}-{k}", "validation")[-1] for k in (0, 1)] for name in result}
+    for name in ("recipe", "optimizer"):
+        assert result[name]["raw"] == [line["top1_accuracy"] for line in logs[name]]
+    gains = [a - b for a, b in zip(result["optimizer"]["raw"], result["recipe"]["raw"])]
+    assert f"| {sum(gains) / 2:+.2f} ± {abs(gains[0] - gains[1]) / 2:.2f} |" in again

@@ -1,0 +1,28 @@
+"""Runs that a benchmark trains and compares: each in its directory, going on where it was stopped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gaeanet.cli import main as gaeanet
+from gaeanet.run_directory import read_run
+
+
+def train(config: Path, data: str, run: Path, settings: Iterable[str]) -> None:
+    """Trains an experiment with the given `KEY=VALUE` to its end, starting it, going on or finding it finished."""
+    changes = [word for setting in settings for word in ("--set", setting)]
+    if code := gaeanet(["train", str(config), "--data", data, "--run-dir", str(run), "--resume", *changes]):
+        sys.exit(code)
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    """The validation lines of a run's log, in order."""
+    return [line for line in read_run(run) if line["kind"] == "validation"]
+
+
+def best_of(run: Path) -> float:
+    """The best top-1 of a run, in percent, of raw or averaged weights."""
+    return max(line[key] for line in validations(run) for key in ("top1_accuracy", "ema_top1_accuracy") if key in line)
