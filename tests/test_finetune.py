@@ -239,7 +239,7 @@ def test_fine_tuning_beats_training_from_scratch_on_imagenette(
     _slice(source, tmp_path / "ten", names[:7], 50, 10)
     _generated(tmp_path / "ten", 3, 50, 10)
     _slice(source, tmp_path / "three", names[7:], 40, 40)
-    common = {"init_channels": 8, "layers": 4, "image_size": 48, "global_batch_size": 20, "learning_rate": 0.1}
+    common = {"init_channels": 8, "layers": 4, "image_size": 48, "global_batch_size": 20}
     config = Path(__file__).parent.parent / "benchmarks" / "imagenette.yaml"
 
     def train(name: str, data: str, *extra: Any, **values: Any) -> float:

@@ -27,7 +27,7 @@ def test_a_slice_of_imagenette_is_learnt(gaeanet: Callable[..., Result], evaluat
         "hyperparameters.image_size": 64,
         "hyperparameters.train_image_size": 64,
         "hyperparameters.learning_rate": 0.05,
-        "hyperparameters.epochs": 10,
+        "hyperparameters.epochs": 6,
         "hyperparameters.global_batch_size": 20,
         "hyperparameters.init_channels": 8,
         "hyperparameters.layers": 4,

@@ -116,7 +116,8 @@ LEARNABLE = {
     "image_size": 32,
     "crop_min_area": 0.5,
     "global_batch_size": 20,
-    "epochs": 4,
+    "optimizer": "muon",
+    "epochs": 2,
     "ema_decay": 0.0,
     "activation": "relu",
 }
