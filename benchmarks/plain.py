@@ -32,10 +32,10 @@ def plain(network: nn.Module) -> nn.Module:
 class Step:
     """One training step on normalised float32 images (N, 3, H, W)."""
 
-    def __init__(self, network: nn.Module, clip: float, smoothing: float) -> None:
+    def __init__(self, network: nn.Module, clip: float, smoothing: float, decay: float = 3e-5) -> None:
         self.network, self.clip = network.train(), clip
         self.criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=3e-5, foreach=False)
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=decay, foreach=False)
 
     def __call__(self, images: Tensor, labels: Tensor) -> float:
         self.optimizer.zero_grad()

@@ -40,8 +40,8 @@ class FactorizedReduce(nn.Module):
 
     Its activation is ReLU in every network, as in the original code. The shifted input gets a zero row and column
     where the map is odd, so that both halves have ceil(size / 2) pixels; on even maps nothing is added. The pixels are
-    picked before the convolutions, whose own stride oneDNN's AVX2 code gets wrong for few channels (it writes beyond
-    its memory).
+    picked first, since half of the map is read by neither, and not by the convolutions' own stride, which oneDNN's AVX2
+    code gets wrong for few channels (it writes beyond its memory).
     """
 
     def __init__(self, in_channels: int, out_channels: int, **factory: Any) -> None:
@@ -52,9 +52,8 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(x)
-        shifted = F.pad(x, [-1, x.shape[3] % 2, -1, x.shape[2] % 2])
-        halves = [self.conv_1(x[:, :, ::2, ::2]), self.conv_2(shifted[:, :, ::2, ::2])]
+        shifted = F.pad(x[:, :, 1::2, 1::2], [0, x.shape[3] % 2, 0, x.shape[2] % 2])
+        halves = [self.conv_1(self.relu(x[:, :, ::2, ::2])), self.conv_2(self.relu(shifted))]
         return self.bn(torch.cat(halves, dim=1))
 
 
@@ -162,8 +161,11 @@ class SqueezeExcite(nn.Module):
         self.se_expand = nn.Conv2d(hidden_channels, channels, 1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = self.se_expand(self.activation(self.se_reduce(x.mean((2, 3), keepdim=True))))
-        return x * gate.sigmoid()
+        return x * self.gate(x.mean((2, 3), keepdim=True))
+
+    def gate(self, means: Tensor) -> Tensor:
+        """The factors (N, C, 1, 1) that the channels' means (N, C, 1, 1) call for."""
+        return self.se_expand(self.activation(self.se_reduce(means))).sigmoid()
 
 
 def drop_path(x: Tensor, rate: Tensor) -> Tensor:

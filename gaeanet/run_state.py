@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet import __version__, checkpoint, devices, kernels
+from gaeanet import __version__, checkpoint, devices, kernels, memory
 from gaeanet.augment import normalize
 from gaeanet.config import OPERATIONAL, Data, Experiment
 from gaeanet.data.catalog import check_table
@@ -72,6 +72,8 @@ class RunState:
     def _take(self, network: nn.Module, groups: Sequence[Group], compilation: str = "not compiled") -> None:
         """The network, on its device and compiled if it is to be, and what of it learns; makes it as fast as can be."""
         hp, device = self._hp, self._device
+        if device.type == "cpu":
+            memory.keep_freed_memory()
         if device.type == "cpu" and self.precision == "fp32" and compilation == "not compiled":
             compilation = kernels.accelerate(network)
         self.compilation = compilation
@@ -80,20 +82,21 @@ class RunState:
             # Before each forward the first process's batch-norm statistics replace the others'.
             ids = [device] if device.type == "cuda" else None
             self._shared = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
-        self._learning = [name for group in groups for name, _ in group.parameters]
-        rule = Muon if hp.optimizer == "muon" else torch.optim.SGD
-        self.optimizer = rule(
-            [
-                {
-                    "params": [value for _, value in group.parameters],
-                    "factor": group.factor,
-                    "weight_decay": hp.weight_decay if group.decays else 0.0,
-                }
-                for group in groups
-            ],
-            lr=hp.learning_rate,
-            momentum=hp.momentum,
-        )
+        self._learning = {name: value for group in groups for name, value in group.parameters}
+        rated = [
+            {
+                "params": [value for _, value in group.parameters],
+                "factor": group.factor,
+                "weight_decay": hp.weight_decay if group.decays else 0.0,
+            }
+            for group in groups
+        ]
+        self.optimizer: torch.optim.Optimizer
+        if hp.optimizer == "muon":
+            self.optimizer = Muon(rated, lr=hp.learning_rate, momentum=hp.momentum)
+        else:
+            fused = True if device.type == "cpu" else None  # None lets PyTorch choose; on CPUs it chooses the slow way
+            self.optimizer = torch.optim.SGD(rated, lr=hp.learning_rate, momentum=hp.momentum, fused=fused)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self._statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
         self._kept_statistics = [buffer.clone() for buffer in self._statistics]
@@ -199,7 +202,7 @@ class RunState:
 
     def saved(self) -> tuple[dict[str, dict[str, Tensor]], checkpoint.State]:
         """What a checkpoint holds: groups of tensors, and plain values that say all about them."""
-        names = self._learning
+        names = list(self._learning)
         momenta = self.optimizer.state_dict()["state"]
         tensors = {
             self.WEIGHTS: self.network.state_dict(),
@@ -270,9 +273,12 @@ class RunState:
 
     def _load_tensors(self, tensors: dict[str, dict[str, Tensor]]) -> None:
         self.network.load_state_dict(tensors[self.WEIGHTS])
-        names = self._learning
-        saved_momenta = tensors["optimizer"]
-        momenta = {i: {"momentum_buffer": saved_momenta[n]} for i, n in enumerate(names) if n in saved_momenta}
+        momenta = {
+            # In the weight's own memory format, which the file does not keep and SGD's fused step takes for granted.
+            i: {"momentum_buffer": torch.empty_like(weight).copy_(tensors["optimizer"][name])}
+            for i, (name, weight) in enumerate(self._learning.items())
+            if name in tensors["optimizer"]
+        }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": momenta})
         if self._processes.is_first:
             self.meter.sums.copy_(tensors["meter"]["sums"])

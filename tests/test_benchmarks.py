@@ -88,6 +88,17 @@ def test_speed_beside_the_plain_way(run: Callable[..., str]) -> None:
     assert set(rows) == parts | {"inference in PyTorch", "inference in ONNX Runtime"}
 
 
+def test_training_the_plain_way(run: Callable[..., str], tmp_path: Path) -> None:
+    """A network that knows three colours after some epochs."""
+    tree = {"hyperparameters": {**NET, "crop_min_area": 0.5}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    options = ["--config", tmp_path / "tiny.yaml", "--epochs", 20, "--workers", 0]
+    said = run("plain_training.py", make_folder(tmp_path / "data"), *options)
+    curve = [float(top1) for top1 in re.findall(r"^epoch \d+: top-1 (\d+\.\d\d) % after \d", said, re.MULTILINE)]
+    assert len(curve) == 10
+    assert curve[-1] == 100
+
+
 @pytest.mark.slow
 def test_search_beside_the_plain_way(run: Callable[..., str]) -> None:
     tiny = ["--channels", 8, "--layers", 3, "--size", 16, "--batch", 4, "--rounds", 1]

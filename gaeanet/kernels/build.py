@@ -20,12 +20,14 @@ import torch  # its OpenMP runtime has to be there before `_openmp_runtime` look
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "depthwise.cpp": (),
+    "pointwise.cpp": (),
     "batch_norm.cpp": (),
+    "gate.cpp": (),
     "colour.cpp": ("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
     "jpeg.cpp": ("-fwrapv",),
 }
 """Each with flags of its own."""
-HEADERS = ("vectors.hpp", "jpeg_frame.hpp", "jpeg_huffman.hpp", "jpeg_samples.hpp")
+HEADERS = ("vectors.hpp", "batch_norm.hpp", "jpeg_frame.hpp", "jpeg_huffman.hpp", "jpeg_samples.hpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-fno-rtti")
 _HERE = Path(__file__).parent
 

@@ -7,10 +7,12 @@ Activated maps are not kept for the backward pass but made again.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -46,7 +48,7 @@ class BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_normalize_backward(_channels_last(grad), *ctx.saved_tensors), None)
+        return (*_normalize_backward(grad, *ctx.saved_tensors), None)
 
 
 _BEFORE_WEIGHTS = 4
@@ -75,10 +77,10 @@ class ConvolutionUnits(torch.autograd.Function):
         for unit, (window, norm) in enumerate(zip(windows, norms)):
             depthwise, pointwise, weight, bias = weights[4 * unit : 4 * unit + 4]
             assert pointwise is not None
-            assert depthwise is not None or unit == 0
-            inner = _inner(given, affine, depthwise, activation, window)
-            given = _as_map(_rows(inner) @ _dense(pointwise, inner.shape[1]).t(), inner)
-            statistics, affine = _statistics(given, weight, bias, norm)
+            inner, remaining = given, activation
+            if depthwise is not None and window is not None:
+                inner, remaining = _depthwise(given, affine, depthwise, activation, window), 0
+            given, statistics, affine = _pointwise(inner, pointwise, weight, bias, norm, remaining)
             kept += [None if depthwise is None else inner, given, statistics, affine]
         ctx.save_for_backward(*kept, *weights)
         ctx.activation, ctx.windows = activation, windows
@@ -95,22 +97,71 @@ class ConvolutionUnits(torch.autograd.Function):
             inner, mixed, statistics, _ = kept[1 + 4 * unit : 5 + 4 * unit]
             given, affine = (kept[4 * unit - 2], kept[4 * unit]) if unit else (kept[0], None)
             depthwise, pointwise, weight, _ = weights[4 * unit : 4 * unit + 4]
-            mixed_grad, weight_grad, bias_grad = _normalize_backward(_channels_last(grad), mixed, weight, statistics)
-            if inner is None:
-                inner = _inner(given, affine, None, ctx.activation, None)
-            pointwise_grad = None
-            if ctx.needs_input_grad[_BEFORE_WEIGHTS + 4 * unit + 1]:
-                pointwise_grad = _pointwise_grad(pointwise, mixed_grad, inner)
-            inner_grad = _rows(mixed_grad) @ _dense(pointwise, inner.shape[1])
-            grad, depthwise_grad = torch.empty_like(given), None
-            if depthwise is None:
-                _call("activation_backward", inner_grad, given, grad, given.numel(), ctx.activation)
-            else:
+            learns = ctx.needs_input_grad[_BEFORE_WEIGHTS + 4 * unit + 1]
+            behind, remaining = (given, ctx.activation) if depthwise is None else (inner, 0)
+            grad, *of_weights = _pointwise_backward(
+                grad, mixed, behind, pointwise, weight, statistics, remaining, learns
+            )
+            depthwise_grad = None
+            if depthwise is not None:
+                inner_grad, grad = grad, torch.empty_like(given)
                 depthwise_grad = _laid_out_as(depthwise, torch.empty(depthwise.numel()))
                 tensors = inner_grad, given, *_pair(affine), depthwise.contiguous(), grad, depthwise_grad
                 _call("depthwise_backward", *tensors, _shape(given, ctx.windows[unit]), ctx.activation)
-            gradients = [depthwise_grad, pointwise_grad, weight_grad, bias_grad, *gradients]
+            gradients = [depthwise_grad, *of_weights, *gradients]
         return grad, None, None, None, *gradients
+
+
+class Gated(torch.autograd.Function):
+    """A map times a gate for each channel of each image, which `gate` makes of the channels' means (N, C, 1, 1).
+
+    The parameters of `gate` come along for the sake of their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Callable[[Tensor], Tensor], *parameters: Tensor) -> Tensor:
+        x = _channels_last(x)
+        means = _sums_over_pixels(x) / (x.shape[2] * x.shape[3])
+        factors = gate(means)
+        ctx.save_for_backward(x, means, factors)
+        ctx.gate, ctx.parameters = gate, parameters  # themselves: what is saved may come back as a copy
+        return _scaled_images(x, factors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, means, factors), parameters = ctx.saved_tensors, ctx.parameters
+        grad = _channels_last(grad)
+        with torch.enable_grad():  # these are a handful of numbers: PyTorch works them out again
+            means = means.detach().requires_grad_()
+            wanted = [p for p in parameters if p.requires_grad]
+            of_means, *found = torch.autograd.grad(ctx.gate(means), [means, *wanted], _sums_over_pixels(grad, x))
+        gradients = iter(found)
+        of_parameters = [next(gradients) if p.requires_grad else None for p in parameters]
+        return _scaled_images(grad, factors, of_means / (x.shape[2] * x.shape[3])), None, *of_parameters
+
+
+class Quarters(torch.autograd.Function):
+    """What a `FactorizedReduce` reads: ReLU of every other pixel of every other row, from the first and the second on.
+
+    The latter has zeros where an odd map has no pixel.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        quarters = x[:, :, ::2, ::2].relu(), _channels_last(x[:, :, 1::2, 1::2].relu())
+        ctx.save_for_backward(*quarters)
+        ctx.shape = x.shape
+        return quarters[0], F.pad(quarters[1], [0, x.shape[3] % 2, 0, x.shape[2] % 2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x_grad = torch.zeros(ctx.shape).contiguous(memory_format=torch.channels_last)
+        for first, (grad, quarter) in enumerate(zip(grads, ctx.saved_tensors)):
+            grad = grad[:, :, : quarter.shape[2], : quarter.shape[3]]
+            x_grad[:, :, first::2, first::2] = torch.ops.aten.threshold_backward(grad, quarter, 0)
+        return x_grad
 
 
 def colour_jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> None:
@@ -162,14 +213,9 @@ def _dense(pointwise: Tensor, channels: int) -> Tensor:
     """
     matrix = pointwise.flatten(1)
     if matrix.shape[1] == channels:
-        return matrix
+        return matrix.contiguous()
     dense: Tensor = torch.block_diag(*matrix.chunk(channels // matrix.shape[1]))
     return dense
-
-
-def _pointwise_grad(pointwise: Tensor, grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of a 1x1 convolution's weight, from that of its output and from its input."""
-    return _laid_out_as(pointwise, _blocks(_rows(grad).t() @ _rows(x), pointwise.shape[1]))
 
 
 def _blocks(matrix: Tensor, width: int) -> Tensor:
@@ -181,20 +227,49 @@ def _blocks(matrix: Tensor, width: int) -> Tensor:
     return torch.cat([matrix[g * each : (g + 1) * each, g * width : (g + 1) * width] for g in range(groups)])
 
 
-def _inner(
-    x: Tensor, affine: Tensor | None, depthwise: Tensor | None, activation: int, window: Window | None
-) -> Tensor:
-    """What the 1x1 convolution is given; `affine` (2, C) is a batch norm before the activation."""
-    if depthwise is not None and window is not None:
-        out = _empty(x.shape[0], x.shape[1], window.outputs(x.shape[2]), window.outputs(x.shape[3]))
-        tensors = x, *_pair(affine), depthwise.contiguous(), out
-        _call("depthwise_forward", *tensors, _shape(x, window), activation)
-        return out
-    if not activation:
-        return x
-    out = torch.empty_like(x)
-    _call("activation_forward", x, out, x.numel(), activation)
+def _depthwise(x: Tensor, affine: Tensor | None, depthwise: Tensor, activation: int, window: Window) -> Tensor:
+    """Activation and depthwise convolution; `affine` (2, C) is a batch norm before them."""
+    out = _empty(x.shape[0], x.shape[1], window.outputs(x.shape[2]), window.outputs(x.shape[3]))
+    tensors = x, *_pair(affine), depthwise.contiguous(), out
+    _call("depthwise_forward", *tensors, _shape(x, window), activation)
     return out
+
+
+def _pointwise(
+    x: Tensor, pointwise: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d, activation: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Activation and 1x1 convolution; then the batch's statistics and batch norm by them, as of `_statistics`."""
+    matrix, rows = _dense(pointwise, x.shape[1]), _rows(x)
+    out = _empty(x.shape[0], len(matrix), *x.shape[2:])
+    statistics, affine = torch.empty((2, len(matrix))), torch.empty((2, len(matrix)))
+    tensors = x, matrix, out, weight, bias, norm.running_mean, norm.running_var, *statistics, *affine
+    _call("pointwise_forward", *tensors, *rows.shape, len(matrix), norm.momentum, norm.eps, activation)
+    return out, statistics, affine
+
+
+def _pointwise_backward(
+    grad: Tensor,
+    mixed: Tensor,
+    x: Tensor,
+    pointwise: Tensor,
+    weight: Tensor,
+    statistics: Tensor,
+    activation: int,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of `x`, of the 1x1 convolution's weight if it learns, and of batch norm's weight and bias.
+
+    `grad` is that of batch norm's output, `mixed` what the convolution made of `x`.
+    """
+    (grad, step), matrix, rows = _with_step(grad), _dense(pointwise, x.shape[1]), _rows(x)
+    x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    matrix_grad = torch.empty(matrix.shape) if learns else None
+    tensors = grad, mixed, x, matrix, weight, *statistics, x_grad, matrix_grad, weight_grad, bias_grad
+    _call("pointwise_backward", *tensors, step, *rows.shape, len(matrix), activation)
+    pointwise_grad = None
+    if matrix_grad is not None:
+        pointwise_grad = _laid_out_as(pointwise, _blocks(matrix_grad, pointwise.shape[1]))
+    return x_grad, pointwise_grad, weight_grad, bias_grad
 
 
 def _statistics(x: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -213,19 +288,30 @@ def _scaled_and_shifted(x: Tensor, affine: Tensor) -> Tensor:
 
 def _normalize_backward(grad: Tensor, x: Tensor, weight: Tensor, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of batch norm's input (a map), weight and bias (C)."""
+    grad, step = _with_step(grad)
     x_grad, weight_grad, bias_grad = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     tensors = grad, x, weight, *statistics, x_grad, weight_grad, bias_grad
-    _call("batch_norm_backward", *tensors, *_rows(x).shape)
+    _call("batch_norm_backward", *tensors, step, *_rows(x).shape)
     return x_grad, weight_grad, bias_grad
+
+
+def _sums_over_pixels(a: Tensor, b: Tensor | None = None) -> Tensor:
+    """The sums of a map, or of the products of two, for each channel of each image: (N, C, 1, 1)."""
+    sums = torch.empty((*a.shape[:2], 1, 1))
+    _call("sums_over_pixels", a, b, sums, len(a), a.shape[2] * a.shape[3], a.shape[1])
+    return sums
+
+
+def _scaled_images(x: Tensor, factors: Tensor, summands: Tensor | None = None) -> Tensor:
+    """A map times factors, plus summands, for each channel of each image: (N, C, 1, 1)."""
+    out = torch.empty_like(x)
+    tensors = x, factors.contiguous(), summands if summands is None else summands.contiguous(), out
+    _call("scale_and_shift_images", *tensors, len(x), x.shape[2] * x.shape[3], x.shape[1])
+    return out
 
 
 def _pair(affine: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return (None, None) if affine is None else (affine[0], affine[1])
-
-
-def _as_map(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows (N * H * W, C) as a map with the N, H and W of another one."""
-    return rows.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
 
 
 def _empty(*shape: int) -> Tensor:
@@ -239,6 +325,19 @@ def _laid_out_as(weight: Tensor, grad: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def _with_step(grad: Tensor) -> tuple[Tensor, int]:
+    """A map's gradient and how many floats further on its next pixel begins.
+
+    More than its channels where it is a part of a channels-last map with more of them, as behind a concatenation: such
+    a one need not be copied. One in other memory is.
+    """
+    _, channels, height, width = grad.shape
+    step = grad.stride(3)
+    if step >= channels and grad.stride() == (height * width * step, 1, width * step, step):
+        return grad, step
+    return _channels_last(grad), channels
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -258,9 +357,11 @@ _SIGNATURES: dict[str, list[Any]] = {
     "depthwise_backward": [_POINTER] * 8 + [_INT] * 2,
     "batch_norm_statistics": [_POINTER] * 9 + [_LONG] * 2 + [_DOUBLE] * 2 + [_INT],
     "scale_and_shift": [_POINTER] * 4 + [_LONG] * 2 + [_INT],
-    "batch_norm_backward": [_POINTER] * 8 + [_LONG] * 2 + [_INT],
-    "activation_forward": [_POINTER] * 2 + [_LONG] + [_INT] * 2,
-    "activation_backward": [_POINTER] * 3 + [_LONG] + [_INT] * 2,
+    "batch_norm_backward": [_POINTER] * 8 + [_LONG] * 3 + [_INT],
+    "pointwise_forward": [_POINTER] * 11 + [_LONG] * 3 + [_DOUBLE] * 2 + [_INT] * 2,
+    "pointwise_backward": [_POINTER] * 11 + [_LONG] * 4 + [_INT] * 2,
+    "sums_over_pixels": [_POINTER] * 3 + [_LONG] * 3 + [_INT],
+    "scale_and_shift_images": [_POINTER] * 4 + [_LONG] * 3 + [_INT],
     "colour_jitter": [_POINTER, _LONG, _POINTER] + [_DOUBLE] * 3 + [_INT] * 2,
     "count_levels": [_POINTER, _LONG, _POINTER, _INT],
     "map_levels": [_POINTER, _LONG, _POINTER, _INT],

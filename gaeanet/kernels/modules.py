@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnits, Window
-from gaeanet.operations import ConvNorm, DilatedConv, ParallelConv, SeparableConv
+from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnits, Gated, Quarters, Window
+from gaeanet.operations import ConvNorm, DilatedConv, FactorizedReduce, ParallelConv, SeparableConv, SqueezeExcite
 
 
 class FastBatchNorm2d(nn.BatchNorm2d):
@@ -64,12 +64,35 @@ class FastParallelConv(ParallelConv):
         return _units(x, parts, scale=scale)
 
 
+class FastFactorizedReduce(FactorizedReduce):
+    """ReLU, two 1x1 convolutions on every other pixel, batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (_suits(x) and self.training):
+            return super().forward(x)
+        first, second = Quarters.apply(x)
+        out: Tensor = self.bn(torch.cat([self.conv_1(first), self.conv_2(second)], dim=1))
+        return out
+
+
+class FastSqueezeExcite(SqueezeExcite):
+    """A gate for each channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (_suits(x) and self.training):
+            return super().forward(x)
+        out: Tensor = Gated.apply(x, self.gate, *self.parameters())
+        return out
+
+
 _FAST: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: FastBatchNorm2d,
     ConvNorm: FastConvNorm,
     DilatedConv: FastDilatedConv,
     SeparableConv: FastSeparableConv,
     ParallelConv: FastParallelConv,
+    FactorizedReduce: FastFactorizedReduce,
+    SqueezeExcite: FastSqueezeExcite,
 }
 _PLAIN = {fast: plain for plain, fast in _FAST.items()}
 

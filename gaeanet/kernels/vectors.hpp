@@ -44,7 +44,7 @@ static INLINE void store(float* to, vec v, int lanes) {
   for (int i = 0; i < lanes; i++) to[i] = v[i];
 }
 
-static INLINE vec all(float value) { return vec{} + value; }
+static INLINE vec all(float value) { return value - vec{}; }  // not `+`: -0 + 0 is 0, which takes an addition
 
 static INLINE int64_t blocks_of(int64_t channels) { return (channels + V - 1) / V; }
 
