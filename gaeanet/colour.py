@@ -37,7 +37,7 @@ class ColorJitter:
 
 def jitter(pixels: Tensor, order: Tensor, factors: list[float]) -> Tensor:
     """The operations in the given order, in place, by the kernels: see `colour_jitter` there."""
-    from gaeanet.kernels.functions import colour_jitter
+    from gaeanet.kernels.pixels import colour_jitter
 
     colour_jitter(pixels, order, factors)
     return pixels

@@ -52,7 +52,7 @@ class RandAugment(Operations, transforms.RandAugment):  # type: ignore[misc]
 
 def apply_in_place(pixels: Tensor, operation: str, magnitude: float) -> bool:
     """Applies an operation to uint8 (H, W, 3) by the kernels; False where they do not have it."""
-    from gaeanet.kernels.functions import count_levels, map_levels
+    from gaeanet.kernels.pixels import count_levels, map_levels
 
     if operation in _JITTER:
         factors = [1.0, 1.0, 1.0, 0.0]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet.kernels import accelerate, availability, build, functions
-from gaeanet.kernels.functions import Window
+from gaeanet.kernels import accelerate, availability, build, maps
+from gaeanet.kernels.maps import Window
 from gaeanet.kernels.modules import make_fast, make_plain
 from gaeanet.network import CellNetwork
 from gaeanet.operations import ACTIVATIONS, ConvNorm, DilatedConv, FactorizedReduce, SeparableConv, SqueezeExcite
@@ -114,12 +114,11 @@ def test_depthwise_alone(
     padding = window.padding
     exact = nn.functional.conv2d(kind()(x_exact), weight_exact, None, stride, padding, dilation, c)
     x = x.contiguous(memory_format=torch.channels_last)
-    out = functions._depthwise(x, affine, weight, functions.ACTIVATIONS[kind], window)
+    out = maps.depthwise(x, affine, weight, maps.ACTIVATIONS[kind], window)
     assert_close(out, exact, "output")
-    grad, x_grad, weight_grad = torch.randn_like(out), torch.empty_like(x), torch.empty_like(weight)
+    grad = torch.randn_like(out)
     exact.backward(grad.double())
-    tensors = grad, x, *affine, weight, x_grad, weight_grad
-    functions._call("depthwise_backward", *tensors, functions._shape(x, window), functions.ACTIVATIONS[kind])
+    x_grad, weight_grad = maps.depthwise_backward(grad, x, affine, weight, maps.ACTIVATIONS[kind], window)
     assert_close(x_grad, x_exact.grad, "input gradient")
     assert_close(weight_grad, weight_exact.grad, "weight gradient")
 
@@ -193,9 +192,9 @@ def test_batch_norm_over_many_chunks_of_rows() -> None:
 def test_activations_over_the_whole_range(activation: str) -> None:
     """A 1x1 convolution that changes nothing shows it: values to 4 roundings, NaN as NaN."""
     x = torch.cat([torch.linspace(-100, 100, 20001), torch.tensor([0.0, -3.0, 3.0, 1e-30, 3e38, -3e38, torch.nan])])
-    number, ones = functions.ACTIVATIONS[ACTIVATIONS[activation]], torch.ones(1)
+    number, ones = maps.ACTIVATIONS[ACTIVATIONS[activation]], torch.ones(1)
     norm = nn.BatchNorm2d(1)
-    out, _, _ = functions._pointwise(x.view(-1, 1, 1, 1), ones.view(1, 1, 1, 1), ones, ones, norm, number)
+    out, _, _ = maps.pointwise(x.view(-1, 1, 1, 1), ones.view(1, 1, 1, 1), ones, ones, norm, number)
     exact, fast = ACTIVATIONS[activation]()(x[:-1].double()), out.flatten()
     assert ((fast[:-1].double() - exact).abs() <= 4 * 2**-24 * exact.abs() + 1e-35).all()
     assert fast[-1].isnan()
@@ -205,9 +204,9 @@ def test_activations_over_the_whole_range(activation: str) -> None:
 def test_slopes_at_the_kinks(activation: str) -> None:
     x = torch.tensor([-3.0, 0.0, 3.0], requires_grad=True)
     ACTIVATIONS[activation]()(x).sum().backward()
-    slopes, one, number = torch.empty(3), torch.ones(1), functions.ACTIVATIONS[ACTIVATIONS[activation]]
-    pixels, shape = x.detach().view(3, 1, 1, 1), functions._shape(x.view(3, 1, 1, 1), Window(1, 1, 0, 1))
-    functions._call("depthwise_backward", torch.ones(3), pixels, None, None, one, slopes, torch.empty(1), shape, number)
+    pixels, window = x.detach().view(3, 1, 1, 1), Window(1, 1, 0, 1)
+    number, ones = maps.ACTIVATIONS[ACTIVATIONS[activation]], torch.ones(3, 1, 1, 1)
+    slopes = maps.depthwise_backward(ones, pixels, None, ones[:1], number, window)[0].flatten()
     assert_close(slopes, x.grad.double() if x.grad is not None else None, "slopes")
 
 
@@ -261,12 +260,10 @@ def test_bit_for_bit_the_same_in_every_run_and_for_any_number_of_threads() -> No
                 out.square().sum().backward()
                 made = [leaf.grad, *(p.grad for p in module.parameters())]
                 results[-1] += [out, *module.buffers(), *(grad for grad in made if grad is not None)]
-            inner = functions._depthwise(x, None, weight, 2, window)
-            x_grad, weight_grad = torch.empty_like(x), torch.empty_like(weight)
-            shape = functions._shape(x, window)
-            functions._call("depthwise_backward", inner, x, None, None, weight, x_grad, weight_grad, shape, 2)
-            sums = functions._sums_over_pixels(x, x)
-            results[-1] += [inner, x_grad, weight_grad, sums, functions._scaled_images(x, sums, sums)]
+            inner = maps.depthwise(x, None, weight, 2, window)
+            grads = maps.depthwise_backward(inner, x, None, weight, 2, window)
+            sums = maps.sums_over_pixels(x, x)
+            results[-1] += [inner, *grads, sums, maps.scaled_images(x, sums, sums)]
         finally:
             torch.set_num_threads(1)
     for other in results[1:]:

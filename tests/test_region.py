@@ -21,7 +21,7 @@ from gaeanet.config import Hyperparameters
 from gaeanet.data.folder import FolderSource
 from gaeanet.data.images import ImageError, Photograph, Pixels, opened, to_pixels
 from gaeanet.data.loader import training_batches
-from gaeanet.kernels.functions import jpeg_region
+from gaeanet.kernels.pixels import jpeg_region
 
 Box = tuple[int, int, int, int]
 

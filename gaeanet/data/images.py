@@ -98,7 +98,7 @@ class Photograph:
         self._top, self._left, self.height, self.width = _central(height, width)
 
     def region(self, top: int, left: int, height: int, width: int) -> Tensor:
-        from gaeanet.kernels.functions import jpeg_region
+        from gaeanet.kernels.pixels import jpeg_region
 
         pixels = jpeg_region(self._data, self._top + top, self._left + left, height, width)
         return Pixels(to_pixels(self._data)).region(top, left, height, width) if pixels is None else pixels

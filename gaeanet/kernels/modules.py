@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gaeanet.kernels.functions import ACTIVATIONS, BatchNorm, ConvolutionUnits, Gated, Quarters, Window
+from gaeanet.kernels.functions import BatchNorm, ConvolutionUnits, Gated, Quarters
+from gaeanet.kernels.maps import ACTIVATIONS, Window
 from gaeanet.operations import ConvNorm, DilatedConv, FactorizedReduce, ParallelConv, SeparableConv, SqueezeExcite
 
 
