@@ -45,25 +45,49 @@ static INLINE void multiply(const float* a, int64_t down, int64_t right, const f
   }
 }
 
-// Calls DO(T, first) for tiles of T rows until all of `count` have been done.
-#define IN_TILES(count, DO)                         \
-  {                                                 \
-    int64_t first = 0;                              \
-    for (; first + TALL <= count; first += TALL) DO(TALL, first); \
-    for (; first + 4 <= count; first += 4) DO(4, first);          \
-    for (; first + 2 <= count; first += 2) DO(2, first);          \
-    for (; first < count; first++) DO(1, first);                  \
-  }
-
-// T rows of one panel of a product, at `out` in steps of `stride`: a (rows, depth) times panel [depth][P].
 template <int T>
-static INLINE void product(const float* a, const float* panel, int64_t depth, float* out, int64_t stride) {
+struct Rows {};
+
+// Calls tile(Rows<T>(), first) for tiles of T rows until all of `count` have been done.
+template <class Tile>
+static INLINE void in_tiles(int64_t count, Tile tile) {
+  int64_t first = 0;
+  for (; first + TALL <= count; first += TALL) tile(Rows<TALL>(), first);
+  for (; first + 4 <= count; first += 4) tile(Rows<4>(), first);
+  for (; first + 2 <= count; first += 2) tile(Rows<2>(), first);
+  for (; first < count; first++) tile(Rows<1>(), first);
+}
+
+// T rows of one panel of a product, at `out` in steps of `stride`: a (rows, depth) times panel [depth][P]; SCALED: times
+// factors [rows][P], one by one.
+template <bool SCALED, int T>
+static INLINE void product(Rows<T>, const float* a, const float* panel, int64_t depth, const float* factors, float* out,
+                           int64_t stride) {
   vec sum[T][WIDE] = {};
   multiply<T>(a, depth, 1, panel, depth, sum);
 #pragma GCC unroll 12
   for (int t = 0; t < T; t++)
 #pragma GCC unroll 2
-    for (int w = 0; w < WIDE; w++) store(out + t * stride + w * V, sum[t][w]);
+    for (int w = 0; w < WIDE; w++) {
+      if (SCALED) sum[t][w] *= load(factors + t * P + w * V);
+      store(out + t * stride + w * V, sum[t][w]);
+    }
+}
+
+// Adds to T rows of `sums` [rows][P], one panel of a product: a transposed, of a (depth, rows) in steps of `down`, times
+// panel [depth][P].
+template <int T>
+static INLINE void add_product(Rows<T>, const float* a, int64_t down, const float* panel, int64_t depth, float* sums) {
+  vec sum[T][WIDE];
+#pragma GCC unroll 12
+  for (int t = 0; t < T; t++)
+#pragma GCC unroll 2
+    for (int w = 0; w < WIDE; w++) sum[t][w] = load(sums + t * P + w * V);
+  multiply<T>(a, 1, down, panel, depth, sum);
+#pragma GCC unroll 12
+  for (int t = 0; t < T; t++)
+#pragma GCC unroll 2
+    for (int w = 0; w < WIDE; w++) store(sums + t * P + w * V, sum[t][w]);
 }
 
 // Where a panel's tiles go, P columns each: to the map, or first beside it where the map has fewer columns left.
@@ -109,10 +133,10 @@ static int forward(const float* x, const float* weight, float* out, int64_t rows
       for (int64_t panel = 0; panel < panels; panel++) {
         const float* weights = packed + panel * inputs * P;
         const Target target(to + panel * P, outputs, outputs - panel * P, narrow);
-#define DO(T, first) \
-  product<T>(given + (first) * inputs, weights, inputs, target.at + (first) * target.stride, target.stride)
-        IN_TILES(count, DO)
-#undef DO
+        in_tiles(count, [&](auto tall, int64_t row) {
+          product<false>(tall, given + row * inputs, weights, inputs, nullptr, target.at + row * target.stride,
+                         target.stride);
+        });
         target.finish(count);
       }
       describe_chunk(to, count, outputs, partial + chunk * size);
@@ -122,7 +146,7 @@ static int forward(const float* x, const float* weight, float* out, int64_t rows
   return failed;
 }
 
-// A chunk of what the convolution was given, x (rows, inputs): activated, and the activation's slopes, as [panel][CHUNK][P]
+// A chunk of what the convolution was given, x (rows, inputs): activated, and the activation's slopes, [panel][CHUNK][P]
 // each with zeros beyond the last column.
 template <int A>
 static INLINE void activate_chunk(const float* x, int64_t rows, int64_t inputs, float* values, float* slopes) {
@@ -137,37 +161,6 @@ static INLINE void activate_chunk(const float* x, int64_t rows, int64_t inputs, 
         store(values + to, value);
         if (A != IDENTITY) store(slopes + to, slope);
       }
-}
-
-// T rows of one panel of the gradient of what the convolution was given, at `out` in steps of `stride`: grad (rows,
-// outputs) times panel [outputs][P], times slopes [rows][P].
-template <int T, int A>
-static INLINE void input_gradient(const float* grad, const float* panel, int64_t outputs, const float* slopes,
-                                  float* out, int64_t stride) {
-  vec sum[T][WIDE] = {};
-  multiply<T>(grad, outputs, 1, panel, outputs, sum);
-#pragma GCC unroll 12
-  for (int t = 0; t < T; t++)
-#pragma GCC unroll 2
-    for (int w = 0; w < WIDE; w++) {
-      if (A != IDENTITY) sum[t][w] *= load(slopes + t * P + w * V);
-      store(out + t * stride + w * V, sum[t][w]);
-    }
-}
-
-// Adds a chunk's part to T rows (outputs) of the weight gradient, one panel: grad (rows, outputs) transposed times values.
-template <int T>
-static INLINE void weight_gradient(const float* grad, const float* values, int64_t rows, int64_t outputs, float* sums) {
-  vec sum[T][WIDE];
-#pragma GCC unroll 12
-  for (int t = 0; t < T; t++)
-#pragma GCC unroll 2
-    for (int w = 0; w < WIDE; w++) sum[t][w] = load(sums + t * P + w * V);
-  multiply<T>(grad, 1, outputs, values, rows, sum);
-#pragma GCC unroll 12
-  for (int t = 0; t < T; t++)
-#pragma GCC unroll 2
-    for (int w = 0; w < WIDE; w++) store(sums + t * P + w * V, sum[t][w]);
 }
 
 template <int A>
@@ -191,7 +184,8 @@ static int backward(const float* grad, int64_t grad_step, const float* mixed, co
   {
     float* values = workspace(1, CHUNK * (panels * P * (A == IDENTITY ? 1 : 2) + P + outputs));
     failed = !values;
-    float* mixed_grad = values + CHUNK * panels * P, *narrow = mixed_grad + CHUNK * outputs, *slopes = narrow + CHUNK * P;
+    float *mixed_grad = values + CHUNK * panels * P, *narrow = mixed_grad + CHUNK * outputs;
+    float* slopes = narrow + CHUNK * P;
 #pragma omp for schedule(static)
     for (int64_t group = 0; group < groups; group++) {
       if (failed) continue;
@@ -204,19 +198,18 @@ static int backward(const float* grad, int64_t grad_step, const float* mixed, co
         for (int64_t panel = 0; panel < panels; panel++) {
           const float *weights = packed + panel * outputs * P, *slope = slopes + panel * CHUNK * P;
           const Target target(x_grad + begin * inputs + panel * P, inputs, inputs - panel * P, narrow);
-#define DO(T, first)                                                                               \
-  input_gradient<T, A>(mixed_grad + (first) * outputs, weights, outputs, slope + (first) * P,      \
-                       target.at + (first) * target.stride, target.stride)
-          IN_TILES(count, DO)
-#undef DO
+          in_tiles(count, [&](auto tall, int64_t row) {
+            product<A != IDENTITY>(tall, mixed_grad + row * outputs, weights, outputs, slope + row * P,
+                                   target.at + row * target.stride, target.stride);
+          });
           target.finish(count);
         }
         for (int64_t panel = 0; panel < panels && weight_grad; panel++) {
           float* to = own + panel * outputs * P;
           const float* value = values + panel * CHUNK * P;
-#define DO(T, first) weight_gradient<T>(mixed_grad + (first), value, count, outputs, to + (first) * P)
-          IN_TILES(outputs, DO)
-#undef DO
+          in_tiles(outputs, [&](auto tall, int64_t output) {
+            add_product(tall, mixed_grad + output, outputs, value, count, to + output * P);
+          });
         }
       }
     }
