@@ -12,6 +12,7 @@ a pair, and the ratio is the median over pairs: what else the machine does hits 
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import os
 import platform
@@ -48,6 +49,7 @@ if DEVICE.type == "cpu":
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}
 """Of a step's logits, as a share of their norm: convolutions on GPUs may compute in TF32."""
 
+WAYS = ("plain", "gaeanet")
 PARTS = ("step", "memory", "input", "end-to-end", "inference")
 RECIPE = {
     "init_channels": 48,
@@ -114,27 +116,34 @@ def images_of(batch: int, size: int) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=torch.channels_last), torch.randint(1000, (batch,), generator=generator)
 
 
-def both_steps(arguments: argparse.Namespace, batch: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The plain step and ours, checked equal: logits in training, and the gradients of every tenth parameter."""
+def check_steps(arguments: argparse.Namespace, batch: int) -> None:
+    """Stops where the plain step and ours differ: logits in training, and the gradients of every tenth parameter."""
     experiment = hyperparameters(arguments, batch)
-    hp = experiment.hyperparameters
     images, labels = images_of(batch, arguments.size)
     floats, targets = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
-    source = SyntheticSource(1000, 10, 32, 0)
-    state = TrainingState(experiment, source, Processes())
-    step = plain_step(hp)
-    if not arguments.unchecked:
-        networks = copy.deepcopy(step.network), copy.deepcopy(state.network).train()
-        outputs = networks[0](floats), networks[1](normalize(images.to(DEVICE)))
-        close(outputs[1], outputs[0], TOLERANCE[DEVICE.type], "logits of a training step")
-        for out in outputs:
-            nn.functional.cross_entropy(out, targets).backward()
-        for theirs, ours in list(zip(*(network.parameters() for network in networks)))[::10]:
-            assert theirs.grad is not None
-            assert ours.grad is not None
-            if float(theirs.grad.norm()) > 1e-4:
-                close(ours.grad, theirs.grad, 3e-2, "gradients of a training step")
-    return lambda: step(floats, targets), lambda: state.step(images, labels, 0.01, 0.0)
+    state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
+    networks = plain_step(experiment.hyperparameters).network, state.network.train()
+    outputs = networks[0](floats), networks[1](normalize(images.to(DEVICE)))
+    close(outputs[1], outputs[0], TOLERANCE[DEVICE.type], "logits of a training step")
+    for out in outputs:
+        nn.functional.cross_entropy(out, targets).backward()
+    for theirs, ours in list(zip(*(network.parameters() for network in networks)))[::10]:
+        assert theirs.grad is not None
+        assert ours.grad is not None
+        if float(theirs.grad.norm()) > 1e-4:
+            close(ours.grad, theirs.grad, 3e-2, "gradients of a training step")
+
+
+def step_of(way: str, arguments: argparse.Namespace, batch: int) -> Callable[[], object]:
+    """One training step of a way, again and again on the same images."""
+    experiment = hyperparameters(arguments, batch)
+    images, labels = images_of(batch, arguments.size)
+    if way == "plain":
+        step = plain_step(experiment.hyperparameters)
+        floats, targets = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
+        return lambda: step(floats, targets)
+    state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
+    return lambda: state.step(images, labels, 0.01, 0.0)
 
 
 def plain_step(hp: Hyperparameters) -> plain.Step:
@@ -142,10 +151,38 @@ def plain_step(hp: Hyperparameters) -> plain.Step:
     return plain.Step(network, hp.clip_gradients_l2_norm, hp.label_smoothing_rate)
 
 
+def alone(part: str, way: str, arguments: argparse.Namespace, batch: int) -> Callable[[], float]:
+    """A way in a process of its own, as people run it: what ours asks of the C library's memory is not for both.
+
+    It takes a turn each time it is called and waits in between.
+    """
+    options = ["--channels", arguments.channels, "--layers", arguments.layers, "--size", arguments.size]
+    options += ["--steps", arguments.steps, "--batch", batch, *["--gpu"] * (DEVICE.type == "cuda")]
+    command = [sys.executable, __file__, part, "--only", way, *options]
+    process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(process.kill)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    asked, told = process.stdin, process.stdout
+
+    def seconds() -> float:
+        asked.write("\n")
+        asked.flush()
+        return float(told.readline())
+
+    return seconds
+
+
+def take_turns(seconds: Callable[[], float]) -> None:
+    """The other side of `alone`: a turn for each line that comes in."""
+    for _ in sys.stdin:
+        print(seconds(), flush=True)
+
+
 def bench_step(arguments: argparse.Namespace) -> None:
     for batch in arguments.batch:
-        slow, fast = both_steps(arguments, batch)
-        ways = {"plain": timed(slow), "gaeanet": timed(fast)}
+        check_steps(arguments, batch)
+        ways = {way: alone("step", way, arguments, batch) for way in WAYS}
         compare(f"training step, batch {batch}", batch, "images/s", ways, arguments.rounds)
 
 
@@ -156,7 +193,7 @@ def bench_memory(arguments: argparse.Namespace) -> None:
     """
     for batch in arguments.batch:
         peaks = []
-        for way in ("plain", "gaeanet"):
+        for way in WAYS:
             options = ["--channels", arguments.channels, "--layers", arguments.layers, "--size", arguments.size]
             command = [sys.executable, __file__, "memory", "--only", way, "--batch", batch, *options]
             command += ["--gpu"] * (DEVICE.type == "cuda")
@@ -175,20 +212,10 @@ def peak_memory() -> int:
 
 
 def memory_of(way: str, arguments: argparse.Namespace) -> None:
-    experiment = hyperparameters(arguments, arguments.batch[0])
-    hp = experiment.hyperparameters
-    images, labels = images_of(arguments.batch[0], arguments.size)
     before = peak_memory()
-    if way == "plain":
-        step = plain_step(hp)
-        floats, labels = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
-    else:
-        state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
+    step = step_of(way, arguments, arguments.batch[0])
     for _ in range(3):
-        if way == "plain":
-            step(floats, labels)
-        else:
-            state.step(images, labels, 0.01, 0.0)
+        step()
     print((peak_memory() - before) / 2**20)
 
 
@@ -250,15 +277,17 @@ def _endless(batches: Any) -> Any:
 
 
 def bench_end_to_end(arguments: argparse.Namespace) -> None:
-    """Files -> steps, one worker beside the training threads; workers start anew each turn, so none works ahead."""
-    batch, steps = arguments.batch[-1], arguments.steps
-    with tempfile.TemporaryDirectory() as scratch:
-        root = next(iter(photographs(scratch).values()))
-        source = FolderSource(str(root))
-        experiment = hyperparameters(arguments, batch)
-        hp = experiment.hyperparameters
-        state = TrainingState(experiment, source, Processes())
-        step = plain_step(hp)
+    """Files -> steps, one worker beside the training threads."""
+    batch = arguments.batch[-1]
+    ways = {way: alone("end-to-end", way, arguments, batch) for way in WAYS}
+    compare(f"end to end, batch {batch}", batch * arguments.steps, "images/s", ways, arguments.rounds)
+
+
+def end_to_end_of(way: str, arguments: argparse.Namespace, batch: int, root: Path) -> Callable[[], float]:
+    """The seconds of some steps from files; workers start anew each turn, so that none works ahead between two."""
+    experiment, steps = hyperparameters(arguments, batch), arguments.steps
+    if way == "plain":
+        step = plain_step(experiment.hyperparameters)
 
         def slow() -> float:
             batches = iter(plain.loader(str(root / "train"), plain.training_transform(arguments.size), batch, 1, True))
@@ -268,19 +297,22 @@ def bench_end_to_end(arguments: argparse.Namespace) -> None:
                 step(*(part.to(DEVICE) for part in next(batches)))  # type: ignore[attr-defined]
             return time.perf_counter() - began
 
-        def fast() -> float:
-            transform = TrainingTransform(hp)
-            batches = iter(training_batches(source, transform, global_batch=batch, epochs=9, seed=0, workers=1))
-            first = next(batches)
-            state.step(first.images, first.labels, 0.01, 0.0)
-            began = time.perf_counter()
-            for _ in range(steps):
-                taken = next(batches)
-                state.step(taken.images, taken.labels, 0.01, 0.0)
-            return time.perf_counter() - began
+        return slow
+    source, transform = FolderSource(str(root)), TrainingTransform(experiment.hyperparameters)
+    state = TrainingState(experiment, source, Processes())
 
-        ways = {"plain": slow, "gaeanet": fast}
-        compare(f"end to end, batch {batch}", batch * steps, "images/s", ways, arguments.rounds)
+    def fast() -> float:
+        batches = iter(training_batches(source, transform, global_batch=batch, epochs=9, seed=0, workers=1))
+        first = next(batches)
+        state.step(first.images, first.labels, 0.01, 0.0)
+        began = time.perf_counter()
+        for _ in range(steps):
+            taken = next(batches)
+            state.step(taken.images, taken.labels, 0.01, 0.0)
+        wait(DEVICE)
+        return time.perf_counter() - began
+
+    return fast
 
 
 def bench_inference(arguments: argparse.Namespace) -> None:
@@ -345,6 +377,19 @@ def onnx_session(network: nn.Module, size: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def one_way(part: str, way: str, arguments: argparse.Namespace) -> None:
+    """What this program does in a process of its own for one way."""
+    batch = arguments.batch[0]
+    if part == "memory":
+        memory_of(way, arguments)
+    elif part == "step":
+        take_turns(timed(step_of(way, arguments, batch)))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            root = next(iter(photographs(scratch).values()))
+            take_turns(end_to_end_of(way, arguments, batch, root))
+
+
 def machine() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] or ["?"]
@@ -367,15 +412,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--size", type=int, default=224, help="of images, in pixels")
     parser.add_argument("--gpu", action="store_true", help="compute on the first GPU, not on the CPU")
-    parser.add_argument("--only", choices=("plain", "gaeanet"), help=argparse.SUPPRESS)
-    parser.add_argument("--unchecked", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if arguments.gpu and not torch.cuda.is_available():
         parser.error("--gpu: PyTorch finds no GPU here")
     if arguments.only:
-        memory_of(arguments.only, arguments)
+        one_way(arguments.parts[0], arguments.only, arguments)
         return
     print(machine())
     print(f"network: C={arguments.channels}, {arguments.layers} cells, swish, squeeze-excite, {arguments.size} px\n")
