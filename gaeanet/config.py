@@ -120,6 +120,7 @@ OPERATIONAL = frozenset(
 NOT_IN_A_SEARCH: dict[str, Any] = {
     "optimizer": "sgd",
     "do_SE": False,
+    "initial_gamma": 1.0,
     "auxiliary": False,
     "drop_path_prob": 0.0,
     "drop_prob": 0.0,
@@ -153,6 +154,9 @@ class Hyperparameters(Block):
     activation: Activation = "swish"
     do_SE: bool = True
     """Squeeze-and-excitation after the first two thirds of the cells."""
+    initial_gamma: float = Field(1.0, ge=0, le=1)
+    """Weight that the last batch norm of each operation starts with; 1 as published. A small one, 0.1, speeds up the
+    first epochs: cells start as their skip connections."""
     auxiliary: bool = False
     """Auxiliary tower in training."""
     auxiliary_weight: float = Field(0.4, ge=0)

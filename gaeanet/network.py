@@ -247,6 +247,19 @@ class CellNetwork(nn.Module):
 
     _POSITIONS = ("stem0.0", "stem0.1", "stem0.2", "stem0.3", "stem0.4", "stem1")
 
+    def set_operation_gamma(self, gamma: float) -> None:
+        """Gives the last batch norm of each operation with weights this weight; skip connections keep theirs.
+
+        With a small one a cell starts as little more than its skip connections (Goyal et al. 2017, arXiv 1706.02677,
+        section 5.1, for residual networks), so that a deep network learns from the first step.
+        """
+        for cell in self.cells:
+            assert isinstance(cell, Cell)
+            for operation in cell._ops:
+                norms = [module for module in operation.modules() if isinstance(module, nn.BatchNorm2d)]
+                if norms and not isinstance(operation, FactorizedReduce):
+                    nn.init.constant_(norms[-1].weight, gamma)
+
     def set_drop_path_rate(self, rate: float) -> None:
         """Sets the probability of drop-path for the steps that follow."""
         self.drop_path_rate.fill_(rate)

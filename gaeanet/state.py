@@ -22,7 +22,7 @@ def build_network(hp: Hyperparameters) -> CellNetwork:
     """The network that the hyperparameters describe, with the initial weights of their seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(hp.seed)
-        return CellNetwork(
+        network = CellNetwork(
             hp.num_classes,
             drop_rate=hp.drop_prob,
             drop_path_rate=hp.drop_path_prob,
@@ -36,6 +36,8 @@ def build_network(hp: Hyperparameters) -> CellNetwork:
             auxiliary_second_norm=hp.auxiliary_second_norm,
             stem=hp.stem,
         )
+    network.set_operation_gamma(hp.initial_gamma)
+    return network
 
 
 class TrainingState(RunState):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+from gaeanet.config import Hyperparameters
 from gaeanet.network import CellNetwork
-from gaeanet.operations import DropPath, drop_path
+from gaeanet.operations import DropPath, FactorizedReduce, drop_path
+from gaeanet.state import build_network
 
 
 def tiny(**options: object) -> CellNetwork:
@@ -84,3 +88,20 @@ def test_dropout_is_before_the_classifier_and_in_training_only() -> None:
     features = torch.ones(64, network.num_features, 1, 1)
     assert (network.train().forward_head(features, pre_logits=True) == 0).float().mean() > 0.9
     assert (network.eval().forward_head(features, pre_logits=True) == 1).all()
+
+
+@pytest.mark.parametrize("genotype", ["gaea-imagenet", "nasnet-a"])  # separable and dilated; 7x1 and 1x7
+def test_with_an_initial_gamma_of_0_cells_are_their_skip_connections_and_pools(genotype: str) -> None:
+    described = {"genotype": genotype, "init_channels": 8, "layers": 3, "num_classes": 10, "seed": 3}
+    plain = build_network(Hyperparameters(**described))
+    started = build_network(Hyperparameters(**described, initial_gamma=0.0))
+    before, after = plain.state_dict(), started.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(re.fullmatch(r"cells\.\d\._ops\.\d+\.(op\.)?\d\.weight", name) for name in changed)
+    for cell in started.cells:
+        inner = torch.randn(4, cell.preprocess1.op[1].out_channels, 8, 8)
+        for operation in cell._ops:
+            learns = any(isinstance(module, nn.Conv2d) for module in operation.modules())
+            silent = learns and not isinstance(operation, FactorizedReduce)
+            assert (operation(inner).abs().max() == 0) == silent

@@ -158,6 +158,7 @@ INGREDIENTS: dict[str, Any] = {
     "optimizer": "muon",
     "repeated_augmentation": 2,
     "decay_norms_and_biases": False,
+    "initial_gamma": 0.1,
     "max_batch_per_slot": 2,
 }
 
