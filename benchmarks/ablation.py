@@ -25,6 +25,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "activation": {"activation": "relu"},
     "do_SE": {"do_SE": False},
     "label_smoothing": {"label_smoothing_rate": 0.0},
+    "initial_gamma": {"initial_gamma": 0.1},
     "warmup": {"warmup_epochs": 0},
     "clipping": {"clip_gradients_l2_norm": 0},
     "scheduler": {"lr_scheduler": "linear"},
