@@ -121,6 +121,7 @@ NOT_IN_A_SEARCH: dict[str, Any] = {
     "optimizer": "sgd",
     "do_SE": False,
     "initial_gamma": 1.0,
+    "stem_stride": 2,
     "auxiliary": False,
     "drop_path_prob": 0.0,
     "drop_prob": 0.0,
@@ -151,6 +152,9 @@ class Hyperparameters(Block):
     """Number of cells."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """Three stride-2 convolutions before the cells, or one of stride 1 for small images."""
+    stem_stride: Literal[1, 2] = 2
+    """Stride of the ImageNet stem's first convolution: 2 as published; 1 for images of about 128 pixels, whose maps
+    are then those of an image twice as large. The weights fit either."""
     activation: Activation = "swish"
     do_SE: bool = True
     """Squeeze-and-excitation after the first two thirds of the cells."""
@@ -226,7 +230,9 @@ class Hyperparameters(Block):
     validate_every: int = Field(1, ge=1)
     """Epochs from one validation to the next; the last epoch is always validated."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
-    compile: Literal["auto"] | bool = "auto"
+    compile: Literal["auto", "graphs"] | bool = "auto"
+    """auto compiles on GPUs, which takes minutes; graphs records the kernels of a step on a GPU and replays them, ready
+    in seconds and for batches that are small for the GPU."""
     seed: int = Field(0, ge=0, lt=2**63)
     track: list[str] = Field([])
     """Trackers to tell beside the log: tensorboard, or module:callable (see gaeanet/sinks.py)."""
@@ -269,6 +275,8 @@ class Hyperparameters(Block):
     def _fits_together(self) -> Hyperparameters:
         if self.autoaugment and self.randaugment:
             raise ValueError("autoaugment and randaugment are both true: choose one")
+        if self.stem == "cifar" and self.stem_stride != 2:
+            raise ValueError("stem_stride 1 is for the imagenet stem, the cifar stem has no stride: leave one out")
         smallest = min(self.training_sizes)
         if smallest < 32:
             raise ValueError(f"train_image_size {smallest} is too small: the network needs 32 pixels")

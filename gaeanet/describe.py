@@ -188,6 +188,7 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
         auxiliary=True,
         auxiliary_second_norm=hp.auxiliary_second_norm,
         stem=hp.stem,
+        stem_stride=hp.stem_stride,
         device=torch.device("meta"),
     )
     return count(network, size)
@@ -278,6 +279,7 @@ def to_dict(subject: Subject, image_size: int | None = None) -> dict[str, Any]:
             "activation": hp.activation,
             "do_SE": hp.do_SE,
             "stem": hp.stem,
+            "stem_stride": hp.stem_stride,
             "num_classes": hp.num_classes,
         },
         "image_size": hp.image_size if image_size is None else image_size,
@@ -303,7 +305,8 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "network",
             f"{network['layers']} cells, {network['init_channels']} channels, {network['activation']}"
-            f"{', squeeze-excite' * network['do_SE']}, {network['stem']} stem, {network['num_classes']} classes",
+            f"{', squeeze-excite' * network['do_SE']}, {network['stem']} stem"
+            f"{' of stride 1' * (network['stem_stride'] == 1)}, {network['num_classes']} classes",
         ),
         ("parameters", f"{facts['parameters']:,}, without the tower"),
         (

@@ -174,6 +174,7 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
             "activation": hp.activation,
             "squeeze_excite": hp.do_SE,
             "stem": hp.stem,
+            "stem_stride": hp.stem_stride,
         },
         "pretrained_cfg": {
             "tag": "gaeanet",

@@ -71,12 +71,13 @@ class Cell(nn.Module):
 
 
 def build_stem(
-    stem: str, in_chans: int, width: int, activation: type[nn.Module], **factory: Any
+    stem: str, in_chans: int, width: int, activation: type[nn.Module], stride: int = 2, **factory: Any
 ) -> Tuple[nn.Sequential, nn.Module]:
     """What comes before the cells: the two maps that the first cell reads are the first part's and the second's.
 
-    `imagenet` ends with `width` channels at an eighth of the image's size, the first part at a quarter; `cifar` with
-    3 * `width` at its whole size.
+    `imagenet` ends with `width` channels at an eighth of the image's size, the first part at a quarter; both maps are
+    twice as large where the first convolution has a `stride` of 1. `cifar` ends with 3 * `width` channels at the
+    image's whole size, and has no stride.
     """
     if stem == "cifar":
         convolution = nn.Conv2d(in_chans, 3 * width, 3, padding=1, bias=False, **factory)
@@ -85,7 +86,7 @@ def build_stem(
         raise ValueError(f"stem must be 'imagenet' or 'cifar', got {stem!r}")
     half = width // 2
     first = nn.Sequential(
-        nn.Conv2d(in_chans, half, 3, stride=2, padding=1, bias=False, **factory),
+        nn.Conv2d(in_chans, half, 3, stride, padding=1, bias=False, **factory),
         nn.BatchNorm2d(half, **factory),
         activation(),
         nn.Conv2d(half, width, 3, stride=2, padding=1, bias=False, **factory),
@@ -163,6 +164,8 @@ class CellNetwork(nn.Module):
         auxiliary: Whether to build the auxiliary tower.
         auxiliary_second_norm: See `AuxiliaryHead`.
         stem: `imagenet` (three stride-2 convolutions) or `cifar` (one of stride 1).
+        stem_stride: Stride of the ImageNet stem's first convolution: 2 as published; with 1 all maps are those of an
+            image twice as large, under the same weights.
 
     Raises:
         RequestError: `genotype` cannot be read.
@@ -183,6 +186,7 @@ class CellNetwork(nn.Module):
         auxiliary: bool = False,
         auxiliary_second_norm: bool = True,
         stem: str = "imagenet",
+        stem_stride: int = 2,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
@@ -200,15 +204,19 @@ class CellNetwork(nn.Module):
         self.drop_path_rate: Tensor
 
         width = init_channels
-        self.stem0, self.stem1 = build_stem(stem, in_chans, width, act, **factory)
+        self.stem0, self.stem1 = build_stem(stem, in_chans, width, act, stem_stride, **factory)
         if stem == "cifar":
             newer = 3 * width
             reduction, after_reduction = 1, False
             feature_ends = [(1, newer, 1, "stem0")]
         else:
             newer = width
-            reduction, after_reduction = 8, True
-            feature_ends = [(2, width // 2, 2, "stem0.2"), (4, width, 4, "stem0"), (5, width, 8, "stem1")]
+            reduction, after_reduction = 4 * stem_stride, True
+            feature_ends = [
+                (2, width // 2, stem_stride, "stem0.2"),
+                (4, width, 2 * stem_stride, "stem0"),
+                (5, width, 4 * stem_stride, "stem1"),
+            ]
 
         older = newer
         self.cells = nn.ModuleList()

@@ -15,6 +15,7 @@ from gaeanet.evaluate import Meter
 from gaeanet.mixing import Mix, Mixing
 from gaeanet.network import CellNetwork
 from gaeanet.processes import Processes
+from gaeanet.recording import Recorded, check_recordable
 from gaeanet.run_state import RunState
 
 
@@ -35,6 +36,7 @@ def build_network(hp: Hyperparameters) -> CellNetwork:
             auxiliary=hp.auxiliary and hp.auxiliary_weight > 0,
             auxiliary_second_norm=hp.auxiliary_second_norm,
             stem=hp.stem,
+            stem_stride=hp.stem_stride,
         )
     network.set_operation_gamma(hp.initial_gamma)
     return network
@@ -60,6 +62,15 @@ class TrainingState(RunState):
         self.average = WeightAverage(self._network, hp.ema_decay) if hp.ema_decay > 0 else None
         compilation = devices.compile_for(hp.compile, self._network, device)
         self._take(self._network, finetune.learning_groups(self._network, hp), compilation)
+        if hp.compile == "graphs":
+            self._record()
+
+    def _record(self) -> None:
+        check_recordable(self._hp, self._processes)
+        self._network.train()
+        finetune.evaluation_mode(self._frozen)
+        dtype = devices.DTYPES[self.precision]
+        self._shared = Recorded(self._network, self._hp.global_batch_size, self._hp.training_sizes[0], dtype)
 
     @property
     def network(self) -> CellNetwork:

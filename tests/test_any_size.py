@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,13 +31,21 @@ def test_field_report_2_every_size_works() -> None:
             assert built(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
 
+STEMS: dict[str, tuple[dict[str, Any], int]] = {
+    "imagenet": ({}, 32),
+    "imagenet of stride 1": ({"stem_stride": 1}, 16),
+    "cifar": ({"stem": "cifar"}, 4),
+}
+"""Each with the times by which its network's last map is smaller than the image."""
+
+
 @settings(max_examples=40)
-@given(st.integers(32, 160), st.integers(32, 160), st.sampled_from(sorted(ZOO)), st.sampled_from(["imagenet", "cifar"]))
+@given(st.integers(32, 160), st.integers(32, 160), st.sampled_from(sorted(ZOO)), st.sampled_from(sorted(STEMS)))
 def test_field_report_2_odd_and_oblong_maps_halve_upwards(height: int, width: int, genotype: str, stem: str) -> None:
-    built = network(genotype=genotype, stem=stem).eval()
+    options, times = STEMS[stem]
+    built = network(genotype=genotype, **options).eval()
     with torch.no_grad():
         features = built.forward_features(torch.zeros(1, 3, height, width))
-    times = 32 if stem == "imagenet" else 4
     assert features.shape[2:] == (-(-height // times), -(-width // times))
 
 

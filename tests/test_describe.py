@@ -53,10 +53,10 @@ def test_the_parts_of_the_gaea_network() -> None:
     assert parts["classifier"] == 768 * 1000
 
 
-@pytest.mark.parametrize("stem", ["imagenet", "cifar"])
+@pytest.mark.parametrize("stem", [{}, {"stem_stride": 1}, {"stem": "cifar"}])
 @pytest.mark.parametrize("name", ["gaea-imagenet", "nasnet-a", "amoebanet-a"])
-def test_counts_are_half_of_what_torch_counts(name: str, stem: str) -> None:
-    options = {"genotype": name, "init_channels": 8, "layers": 4, "num_classes": 10, "stem": stem}
+def test_counts_are_half_of_what_torch_counts(name: str, stem: dict[str, Any]) -> None:
+    options = {"genotype": name, "init_channels": 8, "layers": 4, "num_classes": 10, **stem}
     for device, squeeze_excite in (("cpu", True), ("meta", False)):
         built = network(**options, squeeze_excite=squeeze_excite, device=torch.device(device)).eval()
         counter = FlopCounterMode(display=False)

@@ -33,6 +33,7 @@ from gaeanet.state import build_network
 from gaeanet.trained import find, unique_names
 
 Run = Callable[..., Result]
+Write = Callable[..., Path]
 assert gaeanet.model  # registers the networks with timm
 
 
@@ -113,6 +114,16 @@ def test_folding_changes_no_output_and_leaves_no_batch_norm(name: str, stem: str
     assert fold_batch_norm(network) > 10
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert (network(images) - expected).abs().max() < 1e-10
+
+
+def test_timm_builds_a_stem_of_stride_1(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:
+    config = experiment_file(epochs=1, stem_stride=1)
+    assert gaeanet("train", config, "--data", t3, "--run-dir", "fine").code == 0
+    result = gaeanet("export", "fine", "out")
+    assert "largest difference of a logit 0.00e+00 at batch 1" in result.out, result.err
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, features_only=True)
+    assert [tap.shape[2] for tap in network(torch.randn(1, 3, 64, 64))] == [64, 32, 16, 8, 4]
+    assert "imagenet stem of stride 1" in gaeanet("describe", config).out
 
 
 @pytest.mark.parametrize("kind", ["raw", "ema"])

@@ -77,6 +77,17 @@ def test_the_same_classes_take_the_classifier_too(
     assert "the checkpoint's auxiliary tower is left out" in out
 
 
+def test_weights_trained_with_the_published_stem_start_one_of_stride_1(
+    gaeanet: Run, experiment_file: Write, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    config = experiment_file(keep_latest=9, stem_stride=1)
+    result = gaeanet("train", config, "--data", tiny_run.data, "--init", tiny_run.run)
+    assert result.code == 0, result.err
+    given = find(tiny_run.run)
+    for name, value in at_the_start(tmp_path / "runs" / "tiny")["model"].items():
+        assert torch.equal(value, given.tensors(given.preferred)[name])
+
+
 def test_field_report_57_as_many_but_other_classes_are_refused(
     gaeanet: Run, experiment_file: Write, tiny_run: TinyRun, tmp_path: Path
 ) -> None:

@@ -105,3 +105,19 @@ def test_with_an_initial_gamma_of_0_cells_are_their_skip_connections_and_pools(g
             learns = any(isinstance(module, nn.Conv2d) for module in operation.modules())
             silent = learns and not isinstance(operation, FactorizedReduce)
             assert (operation(inner).abs().max() == 0) == silent
+
+
+@pytest.mark.parametrize("size", [32, 45])
+def test_a_stem_of_stride_1_has_the_maps_of_an_image_twice_as_large_under_the_same_weights(size: int) -> None:
+    published, fine = tiny().eval(), tiny(stem_stride=1).eval()
+    fine.load_state_dict(published.state_dict())
+    image = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        # Stride 2 picks every other pixel of what stride 1 computes.
+        torch.testing.assert_close(fine.stem0[0](image)[:, :, ::2, ::2], published.stem0[0](image))
+        taps = fine.forward_intermediates(image, intermediates_only=True)
+        larger = published.forward_intermediates(torch.randn(2, 3, 2 * size, 2 * size), intermediates_only=True)
+    assert [tap.shape for tap in taps] == [tap.shape for tap in larger]
+    reductions = [info["reduction"] for info in fine.feature_info]
+    assert reductions == [info["reduction"] // 2 for info in published.feature_info]
+    assert [tap.shape[2] for tap in taps] == [-(-size // reduction) for reduction in reductions]

@@ -159,6 +159,7 @@ INGREDIENTS: dict[str, Any] = {
     "repeated_augmentation": 2,
     "decay_norms_and_biases": False,
     "initial_gamma": 0.1,
+    "stem_stride": 1,
     "max_batch_per_slot": 2,
 }
 
