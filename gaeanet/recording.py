@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -34,10 +35,11 @@ class Recorded(nn.Module):
     PyTorch launches a network of cells as thousands of kernels of some microseconds each; with batches of dozens of
     images a fast GPU waits for the next launch most of the time. A CUDA graph launches all of them at once. Drop-path's
     rate, weights and batch-norm statistics are read and written where they are, and random draws follow the generator,
-    so that a step does what it would do without; only what it says is written over by the next one.
+    so that a step does what it would do without; only its outputs are written over by the next one.
 
     Args:
         network: On its GPU, each of its modules in the mode (training or evaluation) that it is to train in.
+        batch, size: Images at once, and their side in pixels.
         dtype: What it computes in.
     """
 
@@ -49,7 +51,9 @@ class Recorded(nn.Module):
         self._shape = sample.shape
         statistics = [(buffer, buffer.clone()) for buffer in network.buffers()]
         precision = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
-        with precision, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        draws = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with precision, draws, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another stream and its first use: recording is both
             self._replayed = torch.cuda.make_graphed_callables(_Passes(network), (sample,), allow_unused_input=True)
         for buffer, kept in statistics:  # recording runs the network some times
             buffer.copy_(kept)
