@@ -108,7 +108,7 @@ def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findin
         )
     if stage in ("forward", "backward") and findings.facts["precision"] == "fp32":
         return "set hyperparameters.precision to auto: this GPU may be faster in bf16 or fp16"
-    if stage in ("forward", "backward") and not findings.facts["compilation"].startswith(("compiled", "replayed")):
+    if stage in ("forward", "backward") and findings.facts["compilation"].startswith("not compiled"):
         return "set hyperparameters.compile to auto, with a C++ compiler installed"
     if stage in ("forward", "backward"):
         return "the GPU is the limit, as it should be: more of them (torchrun --nproc_per_node) are faster"

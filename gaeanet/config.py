@@ -322,6 +322,19 @@ class Hyperparameters(Block):
         """The genotype that `genotype` stands for."""
         return genotypes.read_genotype(self.genotype)
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The network's arguments (see `network.CellNetwork`) but for classes, regularisation and tower."""
+        return {
+            "genotype": self.cell,
+            "init_channels": self.init_channels,
+            "layers": self.layers,
+            "activation": self.activation,
+            "squeeze_excite": self.do_SE,
+            "stem": self.stem,
+            "stem_stride": self.stem_stride,
+        }
+
     def spelled_out(self) -> dict[str, Any]:
         """All values in force, the genotype's lists among them, so that no file is needed to read them.
 

@@ -180,15 +180,9 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
 
     network = CellNetwork(
         hp.num_classes,
-        genotype=hp.cell,
-        init_channels=hp.init_channels,
-        layers=hp.layers,
-        activation=hp.activation,
-        squeeze_excite=hp.do_SE,
+        **hp.architecture,
         auxiliary=True,
         auxiliary_second_norm=hp.auxiliary_second_norm,
-        stem=hp.stem,
-        stem_stride=hp.stem_stride,
         device=torch.device("meta"),
     )
     return count(network, size)

@@ -167,15 +167,7 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
         "num_features": network.num_features,
         "global_pool": "avg",
         **({"label_names": labels, "label_descriptions": dict(zip(labels, facts["names"]))} if labels else {}),
-        "model_args": {
-            "genotype": hp.cell.to_dict(),
-            "init_channels": hp.init_channels,
-            "layers": hp.layers,
-            "activation": hp.activation,
-            "squeeze_excite": hp.do_SE,
-            "stem": hp.stem,
-            "stem_stride": hp.stem_stride,
-        },
+        "model_args": {**hp.architecture, "genotype": hp.cell.to_dict()},
         "pretrained_cfg": {
             "tag": "gaeanet",
             "custom_load": False,

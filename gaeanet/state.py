@@ -25,18 +25,12 @@ def build_network(hp: Hyperparameters) -> CellNetwork:
         torch.default_generator.manual_seed(hp.seed)
         network = CellNetwork(
             hp.num_classes,
+            **hp.architecture,
             drop_rate=hp.drop_prob,
             drop_path_rate=hp.drop_path_prob,
-            genotype=hp.cell,
-            init_channels=hp.init_channels,
-            layers=hp.layers,
-            activation=hp.activation,
-            squeeze_excite=hp.do_SE,
             # A tower that the loss ignores would only cost time and trip up DistributedDataParallel.
             auxiliary=hp.auxiliary and hp.auxiliary_weight > 0,
             auxiliary_second_norm=hp.auxiliary_second_norm,
-            stem=hp.stem,
-            stem_stride=hp.stem_stride,
         )
     network.set_operation_gamma(hp.initial_gamma)
     return network
@@ -67,10 +61,14 @@ class TrainingState(RunState):
 
     def _record(self) -> None:
         check_recordable(self._hp, self._processes)
-        self._network.train()
-        finetune.evaluation_mode(self._frozen)
+        self._into_training_mode()
         dtype = devices.DTYPES[self.precision]
         self._shared = Recorded(self._network, self._hp.global_batch_size, self._hp.training_sizes[0], dtype)
+
+    def _into_training_mode(self) -> None:
+        """All but what is frozen, whose batch norms keep to their statistics."""
+        self._network.train()
+        finetune.evaluation_mode(self._frozen)
 
     @property
     def network(self) -> CellNetwork:
@@ -88,8 +86,7 @@ class TrainingState(RunState):
         Args:
             images, labels: uint8 (N, 3, H, W) and int64 (N,).
         """
-        self.network.train()
-        finetune.evaluation_mode(self._frozen)
+        self._into_training_mode()
         self.network.set_drop_path_rate(drop_path_rate)
         self._mix = self._mixing.draw(mix_seed(self._hp.seed, self.batches), *images.shape[2:])
         sums = self._begin_step(learning_rate)

@@ -87,10 +87,7 @@ BAD = [
         "repeated_augmentation 3 does not divide global_batch_size 1024: choose a batch that it divides",
     ),
     ("hyperparameters: {stem: cifar, stem_stride: 1}", "stem_stride 1 is for the imagenet stem, the cifar stem has no"),
-    (
-        "hyperparameters: {compile: fast}",
-        "compile: must be auto or graphs or true or false, got 'fast'",
-    ),
+    ("hyperparameters: {compile: fast}", "compile: must be auto or graphs or true or false, got 'fast'"),
     ("hyperparameters: {random_erasing: 1.5}", "random_erasing: must be a number >= 0 and <= 1, got 1.5"),
     ("hyperparameters: {train_image_size: 16}", "train_image_size 16 is too small: the network needs 32 pixels"),
     (
