@@ -26,7 +26,7 @@ _WEIGHTS = "which weights (default: those that did better in the checkpoint's va
 @contextmanager
 def _joined() -> Iterator[Processes]:
     """The processes of this command; what fails in the machine meanwhile is told in one line."""
-    with importing():
+    with importing(torch=True):
         from gaeanet.failures import explained
         from gaeanet.processes import Processes
 
@@ -70,7 +70,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
                 f"{arguments.compare}: knows other classes than {arguments.checkpoint}: nothing to compare"
             )
 
-    with importing():
+    with importing(torch=True):
         from gaeanet.scoring import Options, evaluate_trained, to_json, to_text
 
     settings = (trained.state.get("data") or {}).get("settings") or {}
@@ -98,7 +98,7 @@ def predict(arguments: argparse.Namespace) -> None:
         if place != "-" and not Path(place).exists():
             raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
 
-    with importing():
+    with importing(torch=True):
         from gaeanet.predict import images_of, show
         from gaeanet.predict import predict as run
 
@@ -122,7 +122,7 @@ def export(arguments: argparse.Namespace) -> None:
             if importlib.util.find_spec(name) is None:
                 raise RequestError(f"--format onnx needs the package {name}: pip install 'gaeanet[export]'")
 
-    with importing():
+    with importing(torch=True):
         from gaeanet.export import export as run
 
     for sentence in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
@@ -139,7 +139,7 @@ def report(arguments: argparse.Namespace) -> None:
         read_run(run)
     output = arguments.output or (runs[0] / REPORT if len(runs) == 1 else Path(REPORT))
 
-    with importing():
+    with importing(torch=True):
         from gaeanet.report_page import gather, write_page
 
     with _joined() as processes:

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.names import inside
 from gaeanet.run_directory import MANIFEST
 
 if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
     from torch import Tensor
 
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{9})")
+NAME = re.compile(r"step-(\d{9})")
+"""What checkpoints are called."""
+
 
 State = dict[str, Any]
 """Plain values (numbers, texts, lists, mappings) that go into the manifest."""
@@ -92,7 +95,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
@@ -126,7 +129,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
     manifest = read_manifest(path)
     groups = {}
     for name, digest in manifest["files"].items():
-        groups[name.removesuffix(".safetensors")] = load_group(path / name, digest)
+        groups[name.removesuffix(".safetensors")] = load_group(inside(path, name), digest)
     return groups, manifest["state"]
 
 

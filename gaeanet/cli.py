@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gaeanet import __version__
 from gaeanet.after_training import add_commands
 from gaeanet.errors import GaeanetError, RequestError, RunError
-from gaeanet.startup import importing
+from gaeanet.startup import importing, uncollected
 
 if TYPE_CHECKING:
     from gaeanet.config import Experiment
@@ -38,13 +39,13 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
     with importing():
         from gaeanet.data.sources import open_source
         from gaeanet.finetune import read_start
-        from gaeanet.run_directory import check_run_dir, checkpoint_to_continue
+        from gaeanet.run_directory import check_run_dir, checkpoint_to_continue, run_dir_of
         from gaeanet.sinks import factory_of
 
     experiment = _experiment(arguments, job)
     for name in experiment.hyperparameters.track:
         factory_of(name)
-    run_dir = arguments.run_dir or Path("runs") / experiment.name
+    run_dir = arguments.run_dir or run_dir_of(experiment.name)
     start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
     source = open_source(experiment)
     if job == "search":
@@ -60,7 +61,7 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
             read_start(experiment.hyperparameters, source.catalog.classes)
         mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
-    with importing():
+    with importing(torch=True):
         if job == "search":
             from gaeanet.search.job import search as run
         else:
@@ -169,14 +170,15 @@ def bench(arguments: argparse.Namespace) -> None:
     source = open_source(experiment)
     listing = time.perf_counter() - began
 
-    with importing():
+    with importing(torch=True):
         from rich.console import Console
 
         from gaeanet.bench import Bench
         from gaeanet.bench_report import facts_of, to_json, to_text
         from gaeanet.failures import explained
+        from gaeanet.run_directory import run_dir_of
 
-    run_dir = (Path("runs") / experiment.name).absolute()
+    run_dir = run_dir_of(experiment.name).absolute()
     beside = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind then either
     try:
@@ -212,7 +214,7 @@ def import_(arguments: argparse.Namespace) -> None:
     if arguments.genotype:
         read_genotype(arguments.genotype)
 
-    with importing():
+    with importing(torch=True):
         from gaeanet.weights_import import import_weights
 
     hp = import_weights(arguments.file, arguments.checkpoint, arguments.genotype, arguments.activation)
@@ -376,11 +378,16 @@ def _add_changes(command: argparse.ArgumentParser) -> None:
     )
 
 
+_BRIEF = (describe, plot, import_)
+"""Commands that end before there is any garbage worth looking for."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
     try:
         parsed = _parser().parse_args(arguments)
-        parsed.run(parsed)
+        with uncollected() if parsed.run in _BRIEF else nullcontext():
+            parsed.run(parsed)
         sys.stdout.flush()
     except GaeanetError as error:
         return _fail(error)

@@ -172,7 +172,7 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
     size = hp.image_size if image_size is None else image_size
     if size < 32:
         raise RequestError(f"--image-size {size}: the network needs 32 pixels or more")
-    with importing():
+    with importing(torch=True):
         import torch
 
         from gaeanet.counting import count

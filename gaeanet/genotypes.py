@@ -205,6 +205,11 @@ def _shortened(text: str, limit: int = 80) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def is_text(reference: str) -> bool:
+    """Whether this is a `Genotype(...)` text itself, and not the name of something that holds one."""
+    return re.match(r"\s*(\w+\s*=\s*)?Genotype\s*\(", reference) is not None
+
+
 def read_genotype(reference: Any) -> Genotype:
     """The genotype that `reference` stands for.
 
@@ -221,7 +226,7 @@ def read_genotype(reference: Any) -> Genotype:
         return from_dict(reference)
     if reference in ZOO:
         return ZOO[reference].genotype
-    if re.match(r"\s*(\w+\s*=\s*)?Genotype\s*\(", reference):
+    if is_text(reference):
         return from_text(reference)
     path = Path(reference).expanduser()
     try:

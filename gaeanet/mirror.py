@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from gaeanet.checkpoint import NAME
 from gaeanet.data.bucket import BucketClient, Patience
 from gaeanet.errors import RunError
+from gaeanet.names import stays_inside
 from gaeanet.run_directory import CHECKPOINTS, MANIFEST, METRICS
 
 _PATIENCE = Patience(timeout=300.0)
@@ -39,8 +41,10 @@ class Mirror:
         """The whole checkpoints that lie there, oldest first: name to file names."""
         found: dict[str, list[str]] = {}
         for entry in self._client.list(CHECKPOINTS):
-            path = PurePosixPath(entry.key)
-            found.setdefault(path.parent.name, []).append(path.name)
+            _, _, below = entry.key.partition("/")
+            name, slash, file = below.partition("/")
+            if slash and NAME.fullmatch(name) and "/" not in file and stays_inside(file):  # nothing else is ours
+                found.setdefault(name, []).append(file)
         return {name: files for name, files in sorted(found.items()) if MANIFEST in files}
 
     def copy(self, checkpoint: Path, log: Path, keep: Iterable[str]) -> None:

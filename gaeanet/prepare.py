@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gaeanet.data.catalog import check_imagenet_is_whole
+from gaeanet.data.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.folder import FolderSource, read_table, table_of
 from gaeanet.data.labels import validation_classes
 from gaeanet.data.layout import (
@@ -33,6 +33,7 @@ from gaeanet.data.shard_writer import SHARD_BYTES, Sizes, write_shards
 from gaeanet.data.source import Source
 from gaeanet.data.sources import open_location
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.names import inside
 
 _PARTIAL = ".partial"
 _CHUNK = 256
@@ -50,6 +51,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
             f"{destination}: prepare writes to a directory; upload that with gcloud storage cp, aws s3 cp or azcopy"
         )
     source = open_material(location)
+    check_names(source.catalog, location)
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
     if _is_done(destination, facts):
@@ -164,14 +166,14 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
         for start in range(0, count, _CHUNK):
             missing = []
             for index in range(start, min(start + _CHUNK, count)):
-                path = destination / split / names.name(index)
+                path = inside(destination / split, names.name(index))
                 if path.exists() and path.stat().st_size == sizes[split][index]:
                     progress.add(int(sizes[split][index]), found=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):
                 assert isinstance(data, bytes)
-                path = destination / split / names.name(index)
+                path = inside(destination / split, names.name(index))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draft.write_bytes(data)
                 draft.replace(path)

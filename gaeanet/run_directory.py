@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet.errors import RequestError, reason
+from gaeanet.names import inside, shown
 
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
@@ -19,6 +20,21 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 MANIFEST = "manifest.json"
 """Of each checkpoint."""
+
+
+def run_dir_of(name: str) -> Path:
+    """Where the run of an experiment of this name is kept unless the command line says otherwise: `runs/<name>`.
+
+    Raises:
+        RequestError: The name leads out of runs/.
+    """
+    try:
+        return inside(Path("runs"), name)
+    except RequestError:
+        raise RequestError(
+            f"name: {shown(name)!r} leads out of runs/: change the experiment's name, or say with --run-dir where the "
+            "run goes"
+        ) from None
 
 
 def holds_run(run_dir: Path) -> bool:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from gaeanet import checkpoint
 from gaeanet.config import Hyperparameters, experiment_from
 from gaeanet.errors import RequestError
+from gaeanet.genotypes import ZOO, is_text
+from gaeanet.names import shown
 from gaeanet.run_directory import CHECKPOINTS, CONFIG, METRICS
 
 if TYPE_CHECKING:
@@ -228,4 +230,8 @@ def _of_weights(path: Path) -> Trained:
 
 
 def _hyperparameters(values: dict[str, Any], origin: Path) -> Hyperparameters:
+    """Those of a file that may come from anybody: it cannot name another file for its cell."""
+    genotype = values.get("genotype")
+    if isinstance(genotype, str) and genotype not in ZOO and not is_text(genotype):
+        raise RequestError(f"{origin}: its genotype {shown(genotype[:60])!r} is a file elsewhere, and is not followed")
     return experiment_from({"hyperparameters": values}, str(origin)).hyperparameters

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
-from gaeanet.data.catalog import Catalog, Split, check_classes
+from gaeanet.data.catalog import Catalog, Split, check_classes, check_names
 from gaeanet.data.labels import validation_classes
 from gaeanet.data.layout import ARCHIVES
 from gaeanet.data.source import Source
@@ -112,6 +112,7 @@ class ArchiveSource(Source):
             for split, pairs in ordered.items()
         }
         self.catalog = Catalog(classes, splits["train"], splits["val"])
+        check_names(self.catalog, location)
         self._where = {
             split: np.array([(member.offset, member.size) for _, member in pairs], np.int64).reshape(-1, 2)
             for split, pairs in ordered.items()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gaeanet.data.bucket import BucketClient, Entry
 from gaeanet.data.bucket_index import BucketIndexes
-from gaeanet.data.catalog import Catalog, Split, check_classes
+from gaeanet.data.catalog import Catalog, Split, check_classes, check_names
 from gaeanet.data.folder import passed_over
 from gaeanet.data.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
 from gaeanet.data.layout import IMAGE_SUFFIXES, holds_images, split_folder
@@ -68,6 +68,7 @@ class BucketFolderSource(Source):
             self._index = newest if newest and self._holds(newest) else self._write_index(indexes)
             indexes.use(self._index)
         self._load()
+        check_names(self.catalog, client.location)
         self.notes += self._passed_over
         if client.retries:
             self.notes.append(f"{client.retries} requests had to be repeated while the bucket was listed")

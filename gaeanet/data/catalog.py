@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.errors import RequestError
+from gaeanet.names import first_outside, shown, stays_inside
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Images of ILSVRC2012."""
@@ -117,6 +118,18 @@ def _timm_table(file: str) -> dict[str, str]:
     text = (Path(spec.origin).parent / "data" / "_info" / file).read_text(encoding="utf-8")
     rows = (line.partition("\t") for line in text.splitlines() if line.strip())
     return {key.strip(): value.strip() for key, _, value in rows}
+
+
+def check_names(catalog: Catalog, where: str) -> None:
+    """Raises `RequestError` where a class or a sample has a name that leads out of a directory it is joined to."""
+    for name in catalog.classes:
+        if "/" in name or not stays_inside(name):
+            raise RequestError(f"{where}: has a class called {shown(name)!r}, which is no name of a directory: refused")
+    for split in (catalog.train, catalog.val):
+        if (index := first_outside(split.names, split.ends)) is not None:
+            raise RequestError(
+                f"{where}: has a sample called {shown(split.name(index))!r}, which leads out of it: refused"
+            )
 
 
 def check_imagenet_is_whole(catalog: Catalog, where: str) -> None:

@@ -38,6 +38,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from gaeanet import kernels
 from gaeanet.data.jpeg import JpegHeader, is_cut_short, read_header
+from gaeanet.data.layout import FORMATS
 from gaeanet.errors import GaeanetError
 
 MAX_PIXELS = 90_000_000
@@ -181,7 +182,7 @@ def _through_pillow(data: bytes) -> Tensor:
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
     # Image.open refuses JPEGs of a size that draft() makes harmless.
-    return JpegImageFile(io.BytesIO(data)) if read_header(data) else Image.open(io.BytesIO(data))
+    return JpegImageFile(io.BytesIO(data)) if read_header(data) else Image.open(io.BytesIO(data), formats=list(FORMATS))
 
 
 def _bound(image: ImageFile.ImageFile) -> None:

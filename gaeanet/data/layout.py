@@ -21,7 +21,22 @@ UNFINISHED = "unfinished.json"
 
 KAGGLE = Path("ILSVRC/Data/CLS-LOC")
 
-IMAGE_SUFFIXES = frozenset([".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+FORMATS = {
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+"""The formats that are decoded, by the names that Pillow has for them, and how such files are called.
+
+No other is ever tried, whatever a file is called: some of Pillow's decoders start programs, and all are code that
+meets bytes from anywhere.
+"""
+
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
 
 _LOOKED_INTO = 200

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.names import inside
 
 Check = Callable[[bytes], str | None]
 """Says what is wrong with an object's bytes, None if nothing is."""
@@ -100,7 +101,7 @@ class LocalCopy:
     def read(self, name: str, check: Check) -> bytes | None:
         """The kept bytes of an object; None where they are not there yet, or not right."""
         try:
-            data = (self.root / name).read_bytes()
+            data = inside(self.root, name).read_bytes()
         except OSError:
             return None
         return data if check(data) is None else None
@@ -108,7 +109,7 @@ class LocalCopy:
     def read_range(self, name: str, start: int, size: int) -> bytes | None:
         """Bytes of a kept object, unchecked; None where it is not there."""
         try:
-            with open(self.root / name, "rb") as file:
+            with open(inside(self.root, name), "rb") as file:
                 return os.pread(file.fileno(), size, start)
         except OSError:
             return None
@@ -121,7 +122,7 @@ class LocalCopy:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[Path]:
         """A path to write an object to, which takes its name when the block ends well."""
-        final = self.root / name
+        final = inside(self.root, name)
         tag = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         draft = self._partial / f"{tag}.{socket.gethostname()}.{os.getpid()}.{os.urandom(4).hex()}"
         try:

@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from gaeanet.data import order
 from gaeanet.data.bucket import BucketClient
 from gaeanet.data.bucket_index import BucketIndexes
+from gaeanet.data.catalog import check_names
 from gaeanet.data.index import catalog_from, read_index
 from gaeanet.data.layout import INDEX
 from gaeanet.data.local_copy import Check, LocalCopy, place_of
 from gaeanet.data.shard_window import ShardWindow
 from gaeanet.data.source import Source
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.names import inside
 
 SHUFFLE_WINDOW = 16
 """Shards whose samples are mixed in an epoch: some twenty thousand images, in two gigabytes."""
@@ -57,8 +59,9 @@ class ShardSource(Source):
         self._index = self._root / INDEX
         self._files: dict[str, int] = {}
         self._load()
+        check_names(self.catalog, f"{location}/{INDEX}")
         for shard in self._all_shards():
-            path = self._root / shard.name
+            path = inside(self._root, shard.name)
             self._check_size(shard, path.stat().st_size if path.exists() else None)
 
     def _load(self) -> None:
@@ -106,7 +109,7 @@ class ShardSource(Source):
     def read(self, split: str, index: int) -> bytes:
         shard, offset, size = self._place(split, index)
         try:
-            data = self._read_file(self._root / shard.name, offset, size)
+            data = self._read_file(inside(self._root, shard.name), offset, size)
         except OSError as error:
             raise RunError(f"{self.path(split, index)}: cannot be read: {reason(error)}") from None
         if wrong := self._check(split, index)(data):
@@ -158,6 +161,7 @@ class BucketShardSource(ShardSource):
         self._files = {}
         self._index = self._cached_index(BucketIndexes(client.location, cache, INDEX))
         self._load()
+        check_names(self.catalog, client.url(INDEX))
         present = {entry.key: entry.size for entry in client.list("")}
         for shard in self._all_shards():
             self._check_size(shard, present.get(shard.name))
@@ -246,7 +250,7 @@ class BucketShardSource(ShardSource):
 
     def _fetch_shard(self, copy: LocalCopy, shard: Shard) -> bool:
         """Fetches a whole shard, unless it is there; whether this process did."""
-        path = copy.root / shard.name
+        path = inside(copy.root, shard.name)
         if _has_size(path, shard.size):
             return False
         with copy.lock(shard.name):

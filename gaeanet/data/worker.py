@@ -2,7 +2,7 @@
 
 from gaeanet.startup import importing
 
-with importing():
+with importing(torch=True):
     import gaeanet.data.loader
 
 assert gaeanet.data.loader
