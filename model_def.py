@@ -6,7 +6,7 @@ On a Determined cluster there is no CONFIG: the submitted file is it. Another co
 
 import sys
 
-from gaeanet.cli import main
+from gaeanet.cli.main import main
 
 COMMANDS = ("train", "search")
 

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from runs import best_of, train
 
-from gaeanet.config import Hyperparameters, load_experiment
-from gaeanet.describe import Subject, count_subject
-from gaeanet.genotypes import Edge, Genotype, read_genotype
+from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.read import read_genotype
+from gaeanet.cells.space import CANDIDATES, CONCAT
+from gaeanet.config.experiment import Hyperparameters, load_experiment
+from gaeanet.report.describe import Subject, count_subject
 from gaeanet.search.costs import cost_of
-from gaeanet.search.result import write_genotype
-from gaeanet.search.space import CANDIDATES, CONCAT
+from gaeanet.search.genotype_file import write_genotype
 
 TRIES = 1_000_000
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from gaeanet.augment import MEAN, STD
+from gaeanet.data.images.transforms import MEAN, STD
 
 
 class Swish(nn.Module):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaeanet.network import build_stem
-from gaeanet.operations import ConvNorm, FactorizedReduce, build_operation
-from gaeanet.search.space import CANDIDATES, CONCAT, EDGES
+from gaeanet.cells.space import CANDIDATES, CONCAT, EDGES
+from gaeanet.models.network import build_stem
+from gaeanet.models.operations import ConvNorm, FactorizedReduce, build_operation
 from gaeanet.search.supernet import LEAVING, SearchCell, Supernet, without_affine
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 from torchvision import transforms
 
-from gaeanet.augment import MEAN, STD
-from gaeanet.config import load_experiment
-from gaeanet.state import build_network
+from gaeanet.config.experiment import load_experiment
+from gaeanet.data.images.transforms import MEAN, STD
+from gaeanet.models.build import build_network
 
 WARMUP = 2
 

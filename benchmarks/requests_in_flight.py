@@ -17,9 +17,9 @@ from pathlib import Path
 from object_server import objects
 from photographs import photograph
 
-from gaeanet.data import order
-from gaeanet.data.bucket import BucketClient
-from gaeanet.data.bucket_folder import BucketFolderSource
+from gaeanet.data.sources import order
+from gaeanet.data.sources.bucket_folder import BucketFolderSource
+from gaeanet.data.storage.bucket import BucketClient
 
 IN_FLIGHT = (1, 2, 4, 8, 16, 32, 64, 128)
 BATCH = 128

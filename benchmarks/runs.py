@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gaeanet.cli import main as gaeanet
-from gaeanet.run_directory import read_run
+from gaeanet.artifacts.directory import read_run
+from gaeanet.cli.main import main as gaeanet
 
 
 def train(config: Path, data: str, run: Path, settings: Iterable[str]) -> None:

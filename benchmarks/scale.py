@@ -35,15 +35,15 @@ import yaml
 from object_server import objects
 from photographs import photograph
 
-from gaeanet.augment import TrainingTransform
-from gaeanet.config import Data, Hyperparameters
-from gaeanet.data import order
-from gaeanet.data.catalog import Catalog, Split
-from gaeanet.data.index import catalog_arrays, write_index
-from gaeanet.data.layout import INDEX
-from gaeanet.data.loader import training_batches
-from gaeanet.data.sources import open_location
-from gaeanet.run_directory import CHECKPOINTS
+from gaeanet.artifacts.directory import CHECKPOINTS
+from gaeanet.config.experiment import Data, Hyperparameters
+from gaeanet.data.images.transforms import TrainingTransform
+from gaeanet.data.loading.loader import training_batches
+from gaeanet.data.sources import order
+from gaeanet.data.sources.catalog import Catalog, Split
+from gaeanet.data.sources.index import catalog_arrays, write_index
+from gaeanet.data.sources.layout import INDEX
+from gaeanet.data.sources.open import open_location
 
 CLASSES = 1000
 BATCH = 64
@@ -205,7 +205,7 @@ def plain_first_step(location: str, workers: int) -> None:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    from gaeanet.state import build_network
+    from gaeanet.models.build import build_network
 
     images = ImageFolder(f"{location}/train", plain.training_transform(224))
     shuffled = order.epoch_order(len(images), 0, 0).tolist()

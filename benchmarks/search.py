@@ -20,9 +20,9 @@ from plain_search import PlainSupernet
 from speed import close, compare, machine, peak_memory, row, timed
 from torch import Tensor, nn
 
-from gaeanet import kernels
-from gaeanet.search.mirror_descent import Architecture
-from gaeanet.search.settings import Search
+from gaeanet.config.search import Search
+from gaeanet.models.fast import accelerate
+from gaeanet.search.architecture import Architecture
 from gaeanet.search.supernet import Supernet
 
 
@@ -49,7 +49,7 @@ def way(name: str, arguments: argparse.Namespace) -> tuple[Way, Tensor, Tensor]:
     labels = torch.randint(arguments.classes, (arguments.batch,))
     if name == "plain":
         return Way(PlainSupernet(network, *shape), arguments), images, labels  # type: ignore[arg-type]
-    kernels.accelerate(network.to(memory_format=torch.channels_last))
+    accelerate(network.to(memory_format=torch.channels_last))
     return Way(network, arguments), images.contiguous(memory_format=torch.channels_last), labels
 
 

@@ -32,16 +32,18 @@ import torch
 from photographs import photograph
 from torch import Tensor, nn
 
-from gaeanet import __version__, kernels
-from gaeanet.augment import TrainingTransform, ValidationTransform, normalize
-from gaeanet.config import Hyperparameters, experiment_from
-from gaeanet.data.folder import FolderSource
-from gaeanet.data.loader import training_batches, validation_batches
-from gaeanet.data.synthetic import SyntheticSource
-from gaeanet.folding import fold_batch_norm
-from gaeanet.processes import Processes
-from gaeanet.state import TrainingState, build_network
-from gaeanet.stopwatch import wait
+from gaeanet import __version__
+from gaeanet.bench.timing import wait
+from gaeanet.config.experiment import Hyperparameters, experiment_from
+from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform, normalize
+from gaeanet.data.loading.loader import training_batches, validation_batches
+from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.synthetic import SyntheticSource
+from gaeanet.kernels.build import availability
+from gaeanet.models.build import build_network
+from gaeanet.models.folding import fold_batch_norm
+from gaeanet.runtime.processes import Processes
+from gaeanet.training.learner import TrainingState
 
 DEVICE = torch.device("cuda" if "--gpu" in sys.argv else "cpu")
 if DEVICE.type == "cpu":
@@ -398,7 +400,7 @@ def machine() -> str:
     return (
         f"{gpu}{names[0]} ({', '.join(flags)}), {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}, gaeanet {__version__}, "
-        f"{kernels.availability()}"
+        f"{availability()}"
     )
 
 

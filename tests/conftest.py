@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import gc
-import io
-import json
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from hypothesis import settings
-from PIL import Image
 from services import gcs, gcs_server, s3, s3_server  # noqa: F401 (fixtures)
+from tiny import NET, Result, TinyRun, make_folder
 
-from gaeanet.checkpoint import load
-from gaeanet.cli import main
+from gaeanet.cli.main import main
 
 # Machines are shared: a test must not fail because it was slow once.
 settings.register_profile("patient", deadline=None)
@@ -32,7 +27,7 @@ gc.disable()  # a third of the time that imports take is looking for garbage amo
 
 DEAREST = (
     "test_distributed.py",
-    "test_trial.py",
+    "test_determined_trial.py",
     "test_bucket.py",
     "test_benchmarks.py",
     "test_export.py",
@@ -64,56 +59,10 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()  # Triton's objects must be freed when Python ends, or its binding complains
 
 
-COLOURS = [(200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (40, 200, 200), (200, 40, 200)]
-
-
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int], noise: int = 0) -> bytes:
-    """A JPEG of one colour, told from others of that colour by a little noise."""
-    rng = np.random.default_rng(noise)
-    pixels = np.clip(np.array(colour) + rng.integers(-12, 12, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def broken_exif() -> bytes:
-    """A good JPEG whose EXIF block ends within a tag; it asks for a rotation too."""
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x05\0" + struct.pack("<HHLL", 0x0112, 3, 1, 6) + b"\x0f\x01\x02\0\xff\xff\0\0"
-    data = jpeg((200, 40, 40), (60, 40))
-    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
-
-
-def make_folder(root: Path, classes: int = 3, train: int = 6, val: int = 3) -> Path:
-    """Class folders with `train` and `val` images each, one flat colour a class, 40 to 80 pixels."""
-    for split, count in (("train", train), ("val", val)):
-        for label in range(classes):
-            folder = root / split / f"n{label:08d}"
-            folder.mkdir(parents=True)
-            for k in range(count):
-                colour = COLOURS[label % len(COLOURS)]
-                image = jpeg(colour, (40 + 8 * k % 41, 80 - 5 * k % 41), noise=label * 100 + k)
-                (folder / f"{split}_{k}.JPEG").write_bytes(image)
-    return root
-
-
 @pytest.fixture
 def t3(tmp_path: Path) -> Path:
     """Three classes, 6 training and 3 validation images each."""
     return make_folder(tmp_path / "t3")
-
-
-NET: dict[str, Any] = {
-    "num_classes": 3,
-    "init_channels": 4,
-    "layers": 3,
-    "image_size": 32,
-    "global_batch_size": 4,
-    "epochs": 2,
-    "warmup_epochs": 0,
-    "learning_rate": 0.05,
-    "color_jitter": False,
-    "ema_decay": 0.9,
-}
 
 
 @pytest.fixture
@@ -130,13 +79,6 @@ def experiment_file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-class TinyRun(NamedTuple):
-    """A finished run and the images it was trained with."""
-
-    run: Path
-    data: Path
-
-
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A run of three classes and eight epochs with EMA, a tower and squeeze-excite: to read, not to change."""
@@ -148,13 +90,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     config.write_text(yaml.safe_dump({"name": "tiny", "data": block, "hyperparameters": values}))
     assert main(["train", str(config), "--data", str(data), "--run-dir", str(root / "run")]) == 0
     return TinyRun(root / "run", data)
-
-
-class Result:
-    """What a command line did."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
 
 
 @pytest.fixture
@@ -174,32 +109,6 @@ def gaeanet(
         return Result(code, captured.out, captured.err)
 
     return run
-
-
-def read_log(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if kind is None or line["kind"] == kind]
-
-
-def same_but_for_speed(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
-    """Whether two logs differ in nothing but the time that things took."""
-
-    def strip(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
-
-    return strip(a) == strip(b)
-
-
-def same_checkpoints(a: Path, b: Path) -> None:
-    """Asserts that two runs' newest checkpoints are equal bit for bit."""
-    tensors, state = load(a / "checkpoints" / "latest")
-    others, other_state = load(b / "checkpoints" / "latest")
-    assert tensors.keys() == others.keys()
-    for group, values in tensors.items():
-        assert values.keys() == others[group].keys()
-        for name, value in values.items():
-            assert torch.equal(value, others[group][name]), (group, name)
-    assert state == other_state
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ import timm
 import torch
 from torch import nn
 
-import gaeanet.model
-from gaeanet.model import default_cfgs
+import gaeanet.models.registry
+from gaeanet.models.registry import default_cfgs
 
 ROOT = Path(__file__).parent.parent
 LISTED_TESTS = 8
@@ -144,5 +144,5 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    assert gaeanet.model  # registers the networks
+    assert gaeanet.models.registry  # registers the networks
     sys.exit(main(sys.argv[1:]))

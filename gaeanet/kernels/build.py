@@ -29,7 +29,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
 """Each with flags of its own."""
 HEADERS = ("vectors.hpp", "batch_norm.hpp", "jpeg_frame.hpp", "jpeg_huffman.hpp", "jpeg_samples.hpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-exceptions", "-fno-rtti")
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent / "native"
 
 
 class Unavailable(Exception):
@@ -59,6 +59,20 @@ def library() -> ctypes.CDLL:
     except OSError as error:
         path.unlink(missing_ok=True)  # a damaged file is made anew next time
         raise Unavailable(f"they do not load: {error}") from None
+
+
+OWN = "own kernels"
+"""What `availability` and `accelerate` say where the kernels can be had."""
+
+
+@cache
+def availability() -> str:
+    """Whether the kernels can be had here, as a sentence; the first call on a machine compiles them."""
+    try:
+        library()
+    except Unavailable as error:
+        return f"PyTorch's kernels ({error})"
+    return OWN
 
 
 def _compiler() -> str:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import torch
 
-from gaeanet.counting import count
-from gaeanet.genotypes import Edge, Genotype
-from gaeanet.network import CellNetwork
+from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES
+from gaeanet.models.counting import count
+from gaeanet.models.network import CellNetwork
 from gaeanet.search.discretize import Budget
-from gaeanet.search.space import CANDIDATES, CELLS, CONCAT, EDGES
 
 CHANNELS, LAYERS, SIZE = 48, 14, 224
 IN_WORDS = f"{CHANNELS} channels, {LAYERS} cells, {SIZE} px"

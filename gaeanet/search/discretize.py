@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import NamedTuple
 
+from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES, INTO, CellWeights, Weights
 from gaeanet.errors import RequestError
-from gaeanet.genotypes import Edge, Genotype
-from gaeanet.search.space import CANDIDATES, CELLS, CONCAT, EDGES, INTO, CellWeights, Weights
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,27 @@ from typing import Any
 from torch import nn
 
 from gaeanet import __version__
-from gaeanet.augment import normalize
-from gaeanet.config import Experiment
-from gaeanet.context import LocalContext
-from gaeanet.data.loader import Batch, Source
-from gaeanet.data.order import steps_per_epoch, stream_seed
-from gaeanet.data.trouble import Trouble
-from gaeanet.limits import training_workers
-from gaeanet.lineage import lineage_of
-from gaeanet.loop import Job, run
-from gaeanet.plan import images, machinery, schedule, skipped
-from gaeanet.processes import Processes
-from gaeanet.run_directory import GENOTYPE
+from gaeanet.artifacts.directory import GENOTYPE
+from gaeanet.artifacts.lineage import lineage_of
+from gaeanet.cells.space import CANDIDATES, EDGES
+from gaeanet.config.experiment import Experiment
+from gaeanet.data.images.transforms import normalize
+from gaeanet.data.loading.loader import Batch
+from gaeanet.data.loading.read_errors import Trouble
+from gaeanet.data.sources.order import steps_per_epoch, stream_seed
+from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.splits import image_shares
+from gaeanet.runs.local import LocalContext
+from gaeanet.runtime.processes import Processes
+from gaeanet.search.architecture import mixture_of
 from gaeanet.search.costs import IN_WORDS, budget, cost_of
 from gaeanet.search.discretize import discretize, kept
-from gaeanet.search.images import image_shares
-from gaeanet.search.mirror_descent import mixture_of
-from gaeanet.search.result import write_genotype
-from gaeanet.search.space import CANDIDATES, EDGES
-from gaeanet.search.state import SearchState
+from gaeanet.search.genotype_file import write_genotype
+from gaeanet.search.learner import SearchState
 from gaeanet.search.supernet import Mixed, recalibrated
+from gaeanet.training.banner import images, machinery, schedule, skipped
+from gaeanet.training.loop import Job, run
+from gaeanet.training.preflight import training_workers
 
 CALIBRATION_BATCHES = 8
 """Training batches from which a decided supernet's batch-norm statistics are taken."""

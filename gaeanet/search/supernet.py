@@ -18,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gaeanet.network import build_stem
-from gaeanet.operations import ACTIVATIONS, ConvNorm, FactorizedReduce, ParallelConv, scaled_norm
-from gaeanet.search.mirror_descent import Mixture
-from gaeanet.search.space import CANDIDATES, CONCAT, EDGES
+from gaeanet.cells.space import CANDIDATES, CONCAT, EDGES
+from gaeanet.models.fast import FAST, fits, units
+from gaeanet.models.network import build_stem
+from gaeanet.models.operations import ACTIVATIONS, ConvNorm, FactorizedReduce
+from gaeanet.search.architecture import Mixture
 
 _MAX, _AVG, _SKIP = (CANDIDATES.index(name) for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect"))
 _CONVOLUTIONS = [
@@ -30,6 +31,52 @@ _CONVOLUTIONS = [
 
 LEAVING = [[number for number, (source, _) in enumerate(EDGES) if source == state] for state in range(CONCAT[-1])]
 """The numbers of the edges that leave each state."""
+
+
+class ParallelConv(nn.Module):
+    """Activation, depthwise k x k, pointwise, batch norm without affine: one for each of several edges, side by side.
+
+    The search computes the same operation on all edges that leave a state at once: edge e has the channels e * c to
+    (e + 1) * c - 1. Batch norm's weight comes with each call and multiplies an edge's whole output, so that weighing
+    operations takes no pass of its own.
+    """
+
+    def __init__(
+        self, edges: int, channels: int, kernel: int, stride: int, dilation: int, activation: type[nn.Module]
+    ) -> None:
+        super().__init__()
+        wide, padding = edges * channels, dilation * (kernel - 1) // 2
+        self.activation = activation()
+        self.depthwise = nn.Conv2d(wide, wide, kernel, stride, padding, dilation, groups=wide, bias=False)
+        self.pointwise = nn.Conv2d(wide, wide, 1, groups=edges, bias=False)
+        self.norm = nn.BatchNorm2d(wide, affine=False)
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """Maps (N, edges * c, H, W), scale (edges * c,) or None for 1, to (N, edges * c, ceil(H / s), ceil(W / s))."""
+        return scaled_norm(self.pointwise(self.depthwise(self.activation(x))), scale, self.norm)
+
+
+def scaled_norm(x: Tensor, scale: Tensor | None, norm: nn.BatchNorm2d) -> Tensor:
+    """Batch norm by `norm`, which has no affine, times `scale` (C,)."""
+    if scale is None:
+        return norm(x)
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    momentum = 0.1 if norm.momentum is None else norm.momentum
+    return F.batch_norm(x, norm.running_mean, norm.running_var, scale, None, norm.training, momentum, norm.eps)
+
+
+class FastParallelConv(ParallelConv):
+    """Activation, depthwise, 1x1 convolution, batch norm, for several edges side by side."""
+
+    def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        parts = self.activation, self.depthwise, self.pointwise, self.norm
+        if not fits(x, parts):
+            return super().forward(x, scale)
+        return units(x, parts, scale=scale)
+
+
+FAST[ParallelConv] = FastParallelConv
 
 
 class FanOut(nn.Module):

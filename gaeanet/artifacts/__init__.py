@@ -1,0 +1,1 @@
+"""What a run leaves and others read: run directories, checkpoints, exports, and where they came from."""

@@ -1,0 +1,167 @@
+"""State on disk: atomic, verified, safe to load.
+
+A checkpoint is a directory `step-<optimizer steps>` of safetensors files and a `manifest.json`, which holds everything
+that is not a tensor and the digest of every file. It is written under a temporary name, flushed to the disk and
+renamed, so that a directory with the final name is always whole. `latest` and `best` are links beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from gaeanet.artifacts.directory import MANIFEST
+from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.names import inside
+
+if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
+    from torch import Tensor
+
+FORMAT = 1
+NAME = re.compile(r"step-(\d{9})")
+"""What checkpoints are called."""
+
+
+State = dict[str, Any]
+"""Plain values (numbers, texts, lists, mappings) that go into the manifest."""
+
+
+def name_of(step: int) -> str:
+    """What the checkpoint of an optimizer step is called."""
+    return f"step-{step:09d}"
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> Path:
+    """Writes the checkpoint of optimizer step `step` into `folder` and returns its directory; see `write`."""
+    path = folder / name_of(step)
+    write(path, step, tensors, state)
+    return path
+
+
+def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: State) -> None:
+    """Writes the checkpoint directory `final`, replacing one that is there.
+
+    Args:
+        tensors: Groups of named tensors; each group becomes `<group>.safetensors`.
+        state: Goes into the manifest.
+
+    Raises:
+        RunError: The disk is full or cannot be written; what was there before is untouched.
+    """
+    from safetensors.torch import save_file
+
+    draft = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
+        digests = {}
+        for group, values in tensors.items():
+            path = draft / f"{group}.safetensors"
+            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+            digests[path.name] = digest_of(path)
+            _flush(path)
+        manifest = draft / MANIFEST
+        manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": digests, "state": state}, indent=1))
+        _flush(manifest)
+        _flush(draft)
+        shutil.rmtree(final, ignore_errors=True)
+        draft.rename(final)
+        _flush(final.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise RunError(
+            f"{final}: cannot save the checkpoint: {reason(error)}; is the disk full? earlier ones are whole"
+        ) from None
+
+
+def point(folder: Path, name: str, target: Path) -> None:
+    """Makes the link `folder/name` (`latest`, `best`) lead to a checkpoint beside it, in one step."""
+    draft = folder / f".{name}.{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target.name)
+    draft.replace(folder / name)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
+
+
+def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
+    """Removes all but the newest checkpoints and those of the steps to keep, and what a killed process left over."""
+    kept = {name_of(step) for step in keep}
+    for path in checkpoints(folder)[: -keep_latest or None]:
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        format_, _, _ = manifest["format"], manifest["files"], manifest["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(f"{path}: not a gaeanet checkpoint, or its manifest.json is damaged") from None
+    if format_ != FORMAT:
+        raise RequestError(f"{path}: checkpoint format {format_}; this version of gaeanet reads format {FORMAT}")
+    return dict(manifest)
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
+    """Groups of tensors, on the CPU, and state of the checkpoint directory `path`, every file checked.
+
+    Raises:
+        RequestError: It is not a checkpoint, or a file does not have the digest that was noted when it was saved.
+    """
+    manifest = read_manifest(path)
+    groups = {}
+    for name, digest in manifest["files"].items():
+        groups[name.removesuffix(".safetensors")] = load_group(inside(path, name), digest)
+    return groups, manifest["state"]
+
+
+def load_group(file: Path, digest: str) -> dict[str, Tensor]:
+    """The tensors of one safetensors file, on the CPU; raises `RequestError` unless it has this SHA-256 digest."""
+    from safetensors.torch import load_file
+
+    if not file.is_file() or digest_of(file) != digest:
+        raise RequestError(f"{file}: {'missing' if not file.is_file() else 'damaged (wrong checksum)'}")
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
+        )
+
+
+def _digest_3_10(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or directory is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""The directory that a run leaves behind: its names, and reading its log. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.names import inside, shown
+
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+CURVE = "curve.png"
+REPORT = "report.html"
+GENOTYPE = "genotype.json"
+"""What a search has found."""
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+MANIFEST = "manifest.json"
+"""Of each checkpoint."""
+
+
+def run_dir_of(name: str) -> Path:
+    """Where the run of an experiment of this name is kept unless the command line says otherwise: `runs/<name>`.
+
+    Raises:
+        RequestError: The name leads out of runs/.
+    """
+    try:
+        return inside(Path("runs"), name)
+    except RequestError:
+        raise RequestError(
+            f"name: {shown(name)!r} leads out of runs/: change the experiment's name, or say with --run-dir where the "
+            "run goes"
+        ) from None
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether a run has left its log or checkpoints in this directory."""
+    return (run_dir / METRICS).exists() or (run_dir / CHECKPOINTS).exists()
+
+
+def check_run_dir(run_dir: Path, resume: bool) -> None:
+    """Raises `RequestError` where a run could not be kept in `run_dir`, or another one is there already."""
+    if holds_run(run_dir) and not resume:
+        raise RequestError(f"{run_dir} already holds a run: continue it with --resume, or name another with --run-dir")
+    probe = run_dir / f".writable.{os.getpid()}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(
+            f"{run_dir}: cannot write the run there: {reason(error)}; name another with --run-dir"
+        ) from None
+
+
+def checkpoint_to_continue(path: Path) -> Path:
+    """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
+    for place in (path, path / CHECKPOINTS / "latest"):
+        if (place / MANIFEST).is_file():
+            return place.resolve()
+    raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")
+
+
+def log_beside(checkpoint: Path) -> Path | None:
+    """The log of a checkpoint's run, where it is known: in it (it comes from a cluster), or in its run directory."""
+    places = [checkpoint / METRICS]
+    if checkpoint.parent.name == CHECKPOINTS:
+        places.append(checkpoint.parent.parent / METRICS)
+    return next((place for place in places if place.is_file()), None)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a killed process left half-written is dropped.
+
+    Raises:
+        RequestError: Another line is not JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            parsed.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise RequestError(f"{path}, line {number}: not JSON; is this a run's log?") from None
+    return parsed
+
+
+def read_run(run_dir: Path) -> list[dict[str, Any]]:
+    """The log of the run in `run_dir`; raises `RequestError` where there is none."""
+    if not (run_dir / METRICS).is_file():
+        raise RequestError(f"{run_dir}: no run there ({METRICS} is missing)")
+    return read_log(run_dir / METRICS)

@@ -1,0 +1,1 @@
+"""`gaeanet bench`: what each stage of training takes on this machine."""

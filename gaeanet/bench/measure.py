@@ -1,0 +1,316 @@
+"""What each stage of training takes on this machine with these images, within a budget of seconds.
+
+The stages are those of a run and not copies of them: the source reads, `TrainingState.step` steps, `checkpoint.save`
+saves. Of a large batch on a slow machine only as many images are measured as the budget allows; what an image takes is
+taken to be the same in the whole batch, and what the optimizer takes to be the same for any.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaeanet.artifacts import checkpoint
+from gaeanet.bench.memory import StepMemory
+from gaeanet.bench.power import PowerMeter
+from gaeanet.bench.step import STEP, Steps, TimedState
+from gaeanet.bench.timing import as_many, repeated, wait
+from gaeanet.config.experiment import Experiment
+from gaeanet.data.images.decode import ImageError, opened
+from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform, image_size
+from gaeanet.data.loading.loader import Augmentation, Batch, training_batches, validation_batches
+from gaeanet.data.loading.workers import usable_workers
+from gaeanet.data.sources.order import steps_per_epoch
+from gaeanet.data.sources.source import Contents, Source
+from gaeanet.errors import RunError, reason
+from gaeanet.evaluation.meter import evaluate
+from gaeanet.runtime import devices
+from gaeanet.runtime.processes import Processes
+from gaeanet.training.preflight import check_open_files, check_shared_memory, needed_bytes
+
+T = TypeVar("T")
+
+INPUT = ("reading", "decoding", "augmenting")
+SHARES = {"input": 0.15, "step": 0.3, "checkpoint": 0.03, "validation": 0.1, "pipeline": 0.1, "end to end": 0.17}
+"""What each part of the work may take of the budget; the rest is for starting."""
+_IMAGES = 64
+"""Images that are looked at singly, at most."""
+
+
+@dataclass
+class Findings:
+    """What was measured.
+
+    Attributes:
+        seconds: Of each stage for one image: in one process for `INPUT`, of the whole pipeline for `input`, of `STEP`
+            and `step` in a batch of the experiment's size. Of `listing` and `checkpoint` for one listing, one write.
+        validation_start: Seconds until a validation's first batch.
+        images: How many images each was measured with.
+        memory: None where the system does not tell.
+        power: Watts while training, and of which meters; None without one.
+    """
+
+    images_at_once: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    validation_start: float = 0.0
+    memory: StepMemory | None = None
+    power: tuple[float, list[str]] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Bench:
+    """Measures the stages of one experiment, one after the other.
+
+    Args:
+        seconds: The budget. What takes longer to do once or twice is done all the same.
+        say: Takes the name of what is being measured.
+    """
+
+    def __init__(self, experiment: Experiment, source: Source, seconds: float, say: Callable[[str], None]) -> None:
+        check_open_files(experiment)
+        check_shared_memory(experiment)
+        self.experiment, self.source, self.budget, self.say = experiment, source, seconds, say
+        self.hp = hp = experiment.hyperparameters
+        say("starting")
+        processes = Processes()
+        self.device = processes.device
+        self.state = TimedState(experiment, source, processes)
+        self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
+        self.workers = usable_workers(experiment.data.num_workers_train)
+        self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
+        self._training = TrainingTransform(hp)
+        self._transform = _OfEpoch(self._training, self.epoch)
+
+    def run(self, beside: Path) -> Findings:
+        """Measures everything; checkpoints are written to the file system of the directory `beside`, and removed."""
+        images = self._input()
+        self._step(images)
+        self._checkpoint(beside)
+        self._validation()
+        self._pipeline()
+        self._end_to_end()
+        self.findings.facts = {
+            "device": devices.describe(self.device),
+            "precision": self.state.precision,
+            "compilation": self.state.compilation,
+            "workers": self.workers,
+        }
+        return self.findings
+
+    def _note(self, stage: str, seconds: float, images: int) -> None:
+        self.findings.seconds[stage], self.findings.images[stage] = seconds, images
+
+    def _input(self) -> list[Tensor]:
+        """Reads, decodes and augments image by image, as one worker does; returns what became of them.
+
+        What is decoded of each is a random crop, as in training; augmented is what was decoded last.
+        """
+        seconds = self.budget * SHARES["input"] / 3
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if self.workers else threads)
+        try:
+            self.say("reading")
+            contents = self._read(seconds)
+            self.say("decoding")
+            torch.default_generator.manual_seed(self.hp.seed)
+            crops = [crop for crop in self._each("decoding", self._crop, contents, seconds) if crop is not None]
+            if not crops:
+                raise RunError(f"{self.source.location}: none of {len(contents)} training images decodes")
+            self.say("augmenting")
+            torch.default_generator.manual_seed(self.hp.seed)
+            return self._each("augmenting", self._training.after_crop(self.epoch), crops, seconds)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _crop(self, data: Contents) -> Tensor | None:
+        try:
+            return self._training.crop(opened(data))
+        except ImageError:  # a run counts and replaces them
+            return None
+
+    def _read(self, seconds: float) -> list[Contents]:
+        """Other images each time: read again they would come from memory."""
+        order = self.source.epoch_order(self.hp.seed, self.epoch)
+
+        def fetch(begin: int, count: int) -> tuple[list[Contents], float]:
+            indices = np.take(order, range(begin, begin + count), mode="wrap").tolist()
+            began = time.perf_counter()
+            found = list(self.source.fetch("train", indices))
+            return found, (time.perf_counter() - began) / count
+
+        fetch(0, 1)  # opens files and connections
+        contents, once = fetch(1, 1)
+        count = as_many(seconds / 6 / once, most=min(_IMAGES, self.hp.global_batch_size))
+        rates, done, end = list[float](), 2, time.monotonic() + seconds
+        while not rates or (time.monotonic() + rates[-1] * count < end and done < 50 * count):
+            found, rate = fetch(done, count)
+            contents = [*contents, *found][-_IMAGES:]
+            rates.append(rate)
+            done += count
+        self._note("reading", statistics.median(rates), done - 2)
+        return contents
+
+    def _each(self, stage: str, work: Callable[[T], Any], items: Sequence[T], seconds: float) -> list[Any]:
+        """Notes the median over passes of the mean time an item takes; returns what came of them in the last pass."""
+        work(items[0])
+        began = time.perf_counter()
+        work(items[-1])
+        few = items[: as_many(seconds / 6 / (time.perf_counter() - began), most=len(items))]
+        done = list[Any]()
+
+        def one_pass() -> None:
+            done[:] = [work(item) for item in few]
+
+        passes = repeated(one_pass, seconds)
+        self._note(stage, statistics.median(passes) / len(few), len(few) * len(passes))
+        return done
+
+    def _step(self, images: Sequence[Tensor]) -> None:
+        self.say("forward, backward, optimizer")
+        steps = Steps(self.state, self.device, self.hp, images, self.source.catalog.train.labels)
+        prepared = needed_bytes(self.experiment, 1, 1) if self.device.type == "cpu" else 0
+        seconds = self.budget * SHARES["step"]
+        self.findings.memory = steps.grow(self.findings.images_at_once, self.largest, prepared, seconds / 2)
+        parts, whole = steps.time(seconds / 2)
+        count, batch = steps.count, self.hp.global_batch_size
+        for stage in STEP[:-1]:
+            self._note(stage, parts[stage] / count, count)
+        self._note("optimizer", parts["optimizer"] / batch, count)
+        self._fixed = parts["optimizer"] / batch - parts["optimizer"] / count
+        self._note("step", whole / count + self._fixed, count)
+
+    def _checkpoint(self, beside: Path) -> None:
+        self.say("checkpoint")
+        try:
+            with tempfile.TemporaryDirectory(dir=beside, prefix=".gaeanet-bench-") as folder:
+                times = repeated(
+                    lambda: checkpoint.save(Path(folder), 0, *self.state.saved()),
+                    self.budget * SHARES["checkpoint"],
+                )
+        except OSError as error:
+            raise RunError(f"{beside}: cannot write a checkpoint there: {reason(error)}") from None
+        self._note("checkpoint", statistics.median(times), 0)
+
+    def _validation(self) -> None:
+        """Both networks on validation images, workers included; a second batch begins only where there is time."""
+        self.say("validation")
+        hp, networks, seconds = self.hp, list(self.state.networks.values()), self.budget * SHARES["validation"]
+        per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
+        size = as_many(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
+        workers = usable_workers(self.experiment.data.num_workers_val)
+        batches = validation_batches(
+            self.source,
+            ValidationTransform(hp.image_size),
+            batch=size,
+            workers=workers,
+            pin_memory=self.device.type == "cuda",
+        )
+        asked, counts, end = list[float](), list[int](), time.monotonic() + seconds
+
+        def watched() -> Iterator[Batch]:
+            with _closing(batches) as stream:
+                for batch in stream:
+                    asked.append(time.perf_counter())
+                    counts.append(len(batch.labels))
+                    yield batch
+                    if len(counts) > 1 and time.monotonic() > end:
+                        break
+
+        began = time.perf_counter()
+        evaluate(networks, watched(), self.device)
+        wait(self.device)
+        ended = time.perf_counter()
+        if not workers:  # each batch is prepared when it is asked for, the first one too
+            self._note("validation", (ended - began) / sum(counts), sum(counts))
+            return
+        self.findings.validation_start = asked[0] - began
+        first = 1 if len(counts) > 2 else 0  # the network's first pass in this mode takes longer
+        # The last batch has nothing prepared beside it, and a GPU's queue may be long when it is handed over.
+        until_ended = (ended - asked[first]) / sum(counts[first:])
+        until_last = (asked[-1] - asked[first]) / max(1, sum(counts[first:-1]))
+        self._note("validation", max(until_ended, until_last), sum(counts[first:]))
+
+    def _batches(self, size: int, part: float) -> Any:
+        """Training batches of `size` images from `part` of an epoch on, to be closed."""
+        steps = steps_per_epoch(len(self.source.catalog.train), size)
+        batches = training_batches(
+            self.source,
+            self._transform,
+            global_batch=size,
+            epochs=2**31,
+            seed=self.hp.seed,
+            start=(self.epoch, int(part * steps)),
+            workers=self.workers,
+            pin_memory=self.device.type == "cuda",
+            max_bad=self.experiment.data.max_bad,
+        )
+        return _closing(batches)
+
+    def _pipeline(self) -> None:
+        """All workers together, with nobody to wait for."""
+        self.say(f"the input pipeline ({self.workers} workers)")
+        seconds, workers = self.budget * SHARES["pipeline"], max(1, self.workers)
+        per_image = sum(self.findings.seconds[stage] for stage in INPUT)
+        size = as_many(seconds / 6 / per_image, most=self.hp.global_batch_size)
+        turns = workers * as_many(0.1 / (size * per_image), most=100)  # each worker's batch comes once a round
+        with self._batches(size, 1 / 3) as batches:
+            times = repeated(lambda: [next(batches) for _ in range(turns)], seconds, warm_up=True)
+        self._note("input", statistics.median(times) / (turns * size), turns * size * len(times))
+
+    def _end_to_end(self) -> None:
+        """Batches as they come, stepped on: the mean, since what is waited for now and then counts too."""
+        self.say("end to end")
+        count, device, times = self.findings.images["step"], self.device, list[float]()
+        seconds = self.budget * SHARES["end to end"]
+        with self._batches(count, 2 / 3) as batches:
+
+            def step() -> None:
+                batch = next(batches)
+                devices.seed_draws(self.hp.seed, device)
+                self.state.step(batch.images, batch.labels, 0.0, self.hp.drop_path_prob / 2)
+
+            repeated(step, seconds / 3)  # workers work ahead meanwhile, as far as they can
+            with PowerMeter(device) as meter:
+                began = time.perf_counter()
+                times = repeated(step, seconds * 2 / 3, most=10**6)
+                wait(device)
+                took = (time.perf_counter() - began) / (len(times) * count)
+        if meter.watts is not None:
+            self.findings.power = meter.watts, meter.meters
+        # No faster than the pipeline, even if the workers were ahead.
+        self._note("end to end", max(took + self._fixed, self.findings.seconds["input"]), len(times) * count)
+
+
+@dataclass(frozen=True)
+class _OfEpoch:
+    """One epoch's transform in all epochs: a few images may be many epochs of a small set."""
+
+    transform: TrainingTransform
+    epoch: int
+
+    def at(self, _: int) -> Augmentation:
+        return self.transform.at(self.epoch)
+
+
+def _epochs(sizes: tuple[int, int], epochs: int) -> tuple[int, int]:
+    """The epoch whose images have the run's mean area, and the largest side."""
+    first, last = sizes
+    areas = [image_size(epoch, first=first, last=last, epochs=epochs) ** 2 for epoch in range(epochs)]
+    mean = statistics.mean(areas)
+    return min(range(epochs), key=lambda epoch: abs(areas[epoch] - mean)), round(max(areas) ** 0.5)
+
+
+def _closing(batches: Iterable[Batch]) -> Any:
+    """The batches' stream for a with block, at whose end its workers end too."""
+    return closing(cast(Any, iter(batches)))

@@ -1,0 +1,217 @@
+"""What a bench found, in words: a table, the bottleneck and its remedy, memory, time and energy of the whole run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from gaeanet import __version__
+from gaeanet.bench.measure import INPUT, Findings
+from gaeanet.bench.step import STEP
+from gaeanet.config.experiment import Experiment
+from gaeanet.data.sources.order import steps_per_epoch
+from gaeanet.data.sources.source import Source
+from gaeanet.runtime.host import usable_cores
+from gaeanet.training.display import duration
+
+_GIB = 2.0**30
+
+
+def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict[str, Any]:
+    """All that a bench has to say, as plain values: times in seconds, memory in bytes, energy in kWh."""
+    hp, catalog, seconds = experiment.hyperparameters, source.catalog, findings.seconds
+    steps = hp.epochs * steps_per_epoch(len(catalog.train), hp.global_batch_size)
+    images = steps * hp.global_batch_size
+    validations = -(-hp.epochs // hp.validate_every)
+    writes = 1 + validations + (steps // hp.checkpoint_every if hp.checkpoint_every else 0)
+    whole = {
+        "listing": seconds["listing"],
+        **{stage: images * seconds[stage] / max(1, findings.facts["workers"]) for stage in INPUT},
+        **{stage: images * seconds[stage] for stage in ("input", *STEP, "step", "end to end")},
+        "validation": validations * (findings.validation_start + len(catalog.val) * seconds["validation"]),
+        "checkpoint": writes * seconds["checkpoint"],
+    }
+    run = sum(whole[part] for part in ("listing", "end to end", "validation", "checkpoint"))
+    each = {"listing": len(catalog.train) + len(catalog.val), "checkpoint": images / writes}
+    stages = {}
+    for stage, share in whole.items():
+        per_image = seconds[stage] / each.get(stage, 1)
+        stages[stage] = {
+            "seconds_per_image": per_image,
+            "images_per_second": 1 / per_image,
+            "share": min(1.0, share / run),
+            "images_measured": findings.images.get(stage, 0),
+        }
+    bottleneck = _bottleneck(whole)
+    return {
+        "gaeanet": __version__,
+        "experiment": experiment.name,
+        **findings.facts,
+        "location": source.location,
+        "generated": source.generated,
+        "training_images": len(catalog.train),
+        "global_batch_size": hp.global_batch_size,
+        "images_at_once": findings.images_at_once,
+        "stages": stages,
+        "bottleneck": {"stage": bottleneck, "remedy": _remedy(bottleneck, experiment, source, findings)},
+        "memory": _memory(findings),
+        "run": {
+            "epochs": hp.epochs,
+            "seconds": run,
+            "training_seconds": whole["end to end"],
+            "validations": validations,
+            "validation_seconds": whole["validation"],
+            "checkpoints": writes,
+            "checkpoint_seconds": whole["checkpoint"],
+        },
+        "energy": None
+        if findings.power is None
+        else {"watts": findings.power[0], "meters": findings.power[1], "kwh": findings.power[0] * run / 3.6e6},
+    }
+
+
+def _bottleneck(whole: dict[str, float]) -> str:
+    """The slowest stage of whatever takes longest: the pipeline, the step, validations, checkpoints or the listing."""
+    longest = max(("input", "step", "validation", "checkpoint", "listing"), key=whole.__getitem__)
+    parts = {"input": INPUT, "step": STEP}.get(longest, (longest,))
+    return max(parts, key=whole.__getitem__)
+
+
+def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findings) -> str:
+    """What to do about a bottleneck, in one sentence."""
+    hp, data, workers = experiment.hyperparameters, experiment.data, findings.facts["workers"]
+    cores = usable_cores()
+    cpu = findings.facts["device"].startswith("CPU")
+    if stage in INPUT and data.num_workers_train < cores:
+        return f"set data.num_workers_train to {cores}, this machine's cores (now {workers})"
+    if stage == "reading" and source.generated:
+        return "images are being drawn: with --data LOCATION photographs are read instead"
+    if stage == "reading" and "://" in source.location and data.streaming:
+        return "keep a local copy: data.streaming: false, and a directory in data.data_download_dir"
+    if stage == "reading":
+        return "put the images on a faster disk, or pack them into large files with gaeanet prepare --shards"
+    if stage == "decoding":
+        return (
+            "store smaller images (the crop needs few of a large photograph's pixels), or use a machine of more cores"
+        )
+    if stage == "augmenting":
+        costly = [key for key in ("autoaugment", "randaugment", "color_jitter") if getattr(hp, key)]
+        named = f" ({' and '.join(costly)} cost{'s' * (len(costly) == 1)} most, but belong to the recipe)" * bool(
+            costly
+        )
+        return f"use a machine of more cores{named}"
+    if stage == "transfer":
+        return "the way to the device is slow: look for a GPU in a slot of fewer lanes, or another program that uses it"
+    if stage in ("forward", "backward") and cpu:
+        return (
+            "use a GPU; on this processor only a smaller network, or smaller images for a part of the run, are faster"
+        )
+    if stage in ("forward", "backward") and findings.facts["precision"] == "fp32":
+        return "set hyperparameters.precision to auto: this GPU may be faster in bf16 or fp16"
+    if stage in ("forward", "backward") and findings.facts["compilation"].startswith("not compiled"):
+        return "set hyperparameters.compile to auto, with a C++ compiler installed"
+    if stage in ("forward", "backward"):
+        return "the GPU is the limit, as it should be: more of them (torchrun --nproc_per_node) are faster"
+    if stage == "optimizer":
+        return "raise hyperparameters.global_batch_size, and the learning rate with it"
+    if stage == "validation":
+        return "raise hyperparameters.validate_every"
+    if stage == "checkpoint":
+        return "raise hyperparameters.checkpoint_every or validate_every, or keep the run on a faster disk"
+    return "pack the images into shards with an index: gaeanet prepare --shards"
+
+
+def _memory(findings: Findings) -> dict[str, Any] | None:
+    found = findings.memory
+    if found is None:
+        return None
+    return {
+        "measured": {str(images): peak for images, peak in sorted(found.measured.items())},
+        "bytes_per_image": found.per_image,
+        "peak": found.peak,
+        "prepared_batches": found.prepared,
+        "room": found.room,
+        "head_room": found.room - found.peak - found.prepared,
+        "images_at_once_that_fit": found.fits,
+    }
+
+
+def to_json(facts: dict[str, Any]) -> str:
+    """The facts as one JSON object."""
+    return json.dumps(facts, indent=1)
+
+
+def to_text(facts: dict[str, Any]) -> str:
+    """The facts for people."""
+    marker = "[generated images] " if facts["generated"] else ""
+    lines = [
+        f"{marker}{facts['experiment']}: {facts['device']}, {facts['precision']}, {facts['compilation']}, "
+        f"{facts['workers']} workers",
+        f"{facts['location']}: {facts['training_images']:,} training images, batches of {facts['global_batch_size']:,}",
+        "",
+        f"{'stage':<20} {'an image':>10} {'images/s':>12} {'busy':>6}",
+    ]
+    for stage, found in facts["stages"].items():
+        if stage in ("reading", "transfer", "end to end"):
+            lines.append("")
+        name = "reading (generated)" if stage == "reading" and facts["generated"] else _NAMES.get(stage, stage)
+        row = f"{name:<20} {_time(found['seconds_per_image']):>10} "
+        lines.append(row + f"{_rate(found['images_per_second']):>12} {100 * found['share']:>4.0f} %")
+    run, bottleneck = facts["run"], facts["bottleneck"]
+    lines += [
+        "",
+        f"bottleneck: {bottleneck['stage']}: {bottleneck['remedy']}",
+        f"memory: {_memory_words(facts)}",
+        f"whole run: {_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
+        f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
+        f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
+    ]
+    energy = facts["energy"]
+    if energy is None:
+        lines.append("energy: no meter here that may be read")
+    else:
+        lines.append(f"energy: {energy['kwh']:.3g} kWh ({energy['watts']:.0f} W: {' and '.join(energy['meters'])})")
+    measured = facts["stages"]["step"]["images_measured"]
+    if measured < facts["global_batch_size"]:
+        lines.append(f"a step was measured with {measured:,} images and worked out for {facts['global_batch_size']:,}")
+    lines.append(
+        "busy: share of the whole run that a stage is at work; the pipeline works beside the step"
+        if facts["workers"]
+        else "busy: share of the whole run that a stage is at work"
+    )
+    return "\n".join(lines)
+
+
+_NAMES = {"input": "= pipeline", "step": "= step"}
+
+
+def _memory_words(facts: dict[str, Any]) -> str:
+    found = facts["memory"]
+    if found is None:
+        return "not to be measured on this system"
+    at_once, sizes = facts["images_at_once"], list(found["measured"])
+    how = "measured" if str(at_once) in sizes else f"worked out from {' and '.join(sizes)}"
+    waiting = f" and {_size(found['prepared_batches'])} of waiting batches" if found["prepared_batches"] else ""
+    words = f"{_size(found['peak'])} for {at_once:,} images at once ({how}){waiting}, of {_size(found['room'])}"
+    fit = found["images_at_once_that_fit"]
+    if found["head_room"] >= 0:
+        return f"{words}: {_size(found['head_room'])} head-room; about {fit:,} at once would fit"
+    if fit:
+        return f"{words}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
+    return f"{words}: too little for two images at once: lower data.num_workers_train or the network's size"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _size(count: float) -> str:
+    return f"{count / _GIB:,.1f} GiB" if count >= _GIB else f"{count * 1024 / _GIB:,.0f} MiB"
+
+
+def _time(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3f} ms" if seconds < 0.1 else f"{seconds:,.3f} s"
+
+
+def _rate(images: float) -> str:
+    return f"{images:,.0f}" if images >= 100 else f"{images:,.2f}"

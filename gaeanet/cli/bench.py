@@ -1,0 +1,66 @@
+"""`gaeanet bench`. Nothing here imports torch before a request has been found good."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from gaeanet.cli.parser import add_changes, add_command
+from gaeanet.cli.run import check_job, is_trial
+from gaeanet.errors import RequestError
+from gaeanet.runtime.imports import importing
+
+
+def bench(arguments: argparse.Namespace) -> None:
+    """Measures each stage of training on this machine with these images: what limits it, and how long the run takes."""
+    with importing():
+        from gaeanet.config.experiment import load_experiment
+        from gaeanet.data.sources.open import open_source
+
+    if is_trial() or "WORLD_SIZE" in os.environ:
+        raise RequestError("bench: measures one process; start it by itself, not with torchrun or on a cluster")
+    if not arguments.seconds >= 1:
+        raise RequestError(f"--seconds {arguments.seconds:g}: give it a second or more")
+    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    check_job(experiment, "bench", arguments.config)
+    began = time.perf_counter()
+    source = open_source(experiment)
+    listing = time.perf_counter() - began
+
+    with importing(torch=True):
+        from rich.console import Console
+
+        from gaeanet.artifacts.directory import run_dir_of
+        from gaeanet.bench.measure import Bench
+        from gaeanet.bench.report import facts_of, to_json, to_text
+        from gaeanet.cli.diagnose import explained
+
+    run_dir = run_dir_of(experiment.name).absolute()
+    beside = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind then either
+    try:
+        with Console(stderr=True).status("", refresh_per_second=2) as status:
+            measuring = Bench(experiment, source, arguments.seconds, lambda what: status.update(f"measuring {what}"))
+            findings = measuring.run(beside)
+    except (RuntimeError, OSError) as error:
+        raise explained(error) or error from error
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    findings.seconds["listing"] = listing
+    facts = facts_of(experiment, source, findings)
+    print(to_json(facts) if arguments.json else to_text(facts))
+
+
+def add_commands(commands: Any) -> None:
+    """Adds this command to the parser."""
+    command = add_command(commands, "bench", bench, "measure what limits the speed here")
+    command.add_argument("config", metavar="CONFIG", type=Path, help="the experiment file")
+    add_changes(command)
+    command.add_argument(
+        "--seconds", metavar="N", type=float, default=60.0, help="about how long it may take (default: 60)"
+    )
+    command.add_argument("--json", action="store_true", help="print JSON")

@@ -1,0 +1,57 @@
+"""The command line: commands and exit codes. Nothing here imports torch before a request has been found good."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+from gaeanet import __version__
+from gaeanet.cli import bench, data, networks, run, trained
+from gaeanet.cli.parser import Parser
+from gaeanet.cli.run import is_trial
+from gaeanet.errors import GaeanetError, RequestError, RunError
+from gaeanet.runtime.imports import uncollected
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="gaeanet", description="Train the ImageNet network found by GAEA and its relatives.")
+    parser.add_argument("--version", action="version", version=f"gaeanet {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in (run, bench, data, networks, trained):
+        group.add_commands(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
+    try:
+        parsed = _parser().parse_args(arguments)
+        with uncollected() if parsed.brief else nullcontext():
+            parsed.run(parsed)
+        sys.stdout.flush()
+    except GaeanetError as error:
+        return _fail(error)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("gaeanet: interrupted; a run continues from its last checkpoint with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(error: GaeanetError) -> int:
+    """Says what went wrong; of several processes that refuse or stop alike, the first on each machine speaks."""
+    rank = os.environ.get("RANK")
+    if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
+        if error.exit_code:
+            time.sleep(3)  # the launcher ends all when one has failed: let the first one speak before
+    else:
+        speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
+        # By this word a cluster's log_policies know what would fail again, however often it was started.
+        refused = "refused: " if isinstance(error, RequestError) and is_trial() else ""
+        print(f"{speaker}: {refused}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    return error.exit_code

@@ -1,0 +1,44 @@
+"""The command line's parser: complaints are errors like all others, one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gaeanet.errors import RequestError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises `RequestError`; half an option's name is a typo, not the option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_: str, *, brief: bool = False
+) -> argparse.ArgumentParser:
+    """Adds a command that `run` does; its docstring is the command's description.
+
+    Args:
+        brief: Whether it ends before there is any garbage worth collecting.
+    """
+    command: argparse.ArgumentParser = commands.add_parser(name, help=help_, description=run.__doc__)
+    command.set_defaults(run=run, brief=brief)
+    return command
+
+
+def add_changes(command: argparse.ArgumentParser) -> None:
+    """Adds the options by which a command line changes an experiment file."""
+    command.add_argument("--data", metavar="LOCATION", help="where the images are, in place of data.location")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="set one value, for example hyperparameters.epochs=5; may be repeated",
+    )

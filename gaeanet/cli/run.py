@@ -1,0 +1,184 @@
+"""`gaeanet train` and `gaeanet search`. Nothing here imports torch before a request has been found good."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gaeanet.cli.parser import add_changes, add_command
+from gaeanet.errors import RequestError
+from gaeanet.runtime.imports import importing
+
+if TYPE_CHECKING:
+    from gaeanet.config.experiment import Experiment
+    from gaeanet.runs.local import LocalContext
+    from gaeanet.runs.mirror import Mirror
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Trains a network."""
+    _run(arguments, "train")
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Searches for a cell (GAEA, PC-DARTS, DARTS); what it finds is in genotype.json of the run directory."""
+    _run(arguments, "search")
+
+
+def _run(arguments: argparse.Namespace, job: str) -> None:
+    """Starts or continues a run: `train`, or `search`."""
+    with importing():
+        from gaeanet.artifacts.directory import check_run_dir, checkpoint_to_continue, run_dir_of
+        from gaeanet.artifacts.start import read_start
+        from gaeanet.data.sources.open import open_source
+        from gaeanet.runs.trackers import factory_of
+
+    experiment = _experiment(arguments, job)
+    for name in experiment.hyperparameters.track:
+        factory_of(name)
+    run_dir = arguments.run_dir or run_dir_of(experiment.name)
+    start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
+    source = open_source(experiment)
+    if job == "search":
+        from gaeanet.data.sources.splits import image_shares
+
+        image_shares(source, experiment.hyperparameters)
+    # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
+    mirror = None
+    if os.environ.get("RANK", "0") == "0" and not is_trial():
+        resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        check_run_dir(run_dir, resume)
+        if not resume:  # a run that goes on does not need it any more
+            read_start(experiment.hyperparameters, source.catalog.classes)
+        mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
+
+    with importing(torch=True):
+        if job == "search":
+            from gaeanet.search.job import search as run
+        else:
+            from gaeanet.training.train import train as run
+
+    with _context(run_dir, start, mirror) as context:
+        try:
+            run(experiment, source, context)
+        except (RuntimeError, OSError) as error:
+            from gaeanet.cli.diagnose import explained
+
+            raise explained(error) or error from error
+
+
+def is_trial() -> bool:
+    """Whether a Determined cluster runs this process as part of a trial."""
+    return os.environ.get("DET_TASK_TYPE") == "TRIAL"
+
+
+def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalContext:
+    if is_trial():
+        from gaeanet.runs.determined import DeterminedContext
+
+        return DeterminedContext(run_dir, start)
+    from gaeanet.runs.local import LocalContext
+
+    return LocalContext(run_dir, mirror, start)
+
+
+_EXAMPLES = {"train": "const.yaml", "search": "search.yaml"}
+
+
+def _experiment(arguments: argparse.Namespace, job: str) -> Experiment:
+    """The experiment that the command line names, or the cluster has chosen."""
+    experiment = _any_experiment(arguments, job)
+    check_job(experiment, job, arguments.config)
+    return experiment
+
+
+def check_job(experiment: Experiment, job: str, config: Path | None) -> None:
+    """An experiment is one for `gaeanet search` or for all others.
+
+    Raises:
+        RequestError: It is not one for this job.
+    """
+    searches = experiment.hyperparameters.search is not None
+    where = config or "experiment"
+    if searches and job != "search":
+        raise RequestError(
+            f"{where}: hyperparameters.search makes this a search: gaeanet search {where}, or set it to null"
+        )
+    if not searches and job == "search":
+        raise RequestError(
+            f"{where}: no hyperparameters.search, which says how to search: add it (search: {{}} is GAEA's), as in "
+            f"{_EXAMPLES[job]}"
+        )
+
+
+def _any_experiment(arguments: argparse.Namespace, job: str) -> Experiment:
+    with importing():
+        from gaeanet.config.experiment import load_experiment
+
+    if not is_trial():
+        if arguments.config is None:
+            raise RequestError(f"{job}: name the experiment file, for example gaeanet {job} {_EXAMPLES[job]}")
+        init = [] if arguments.init is None else [f"hyperparameters.init_checkpoint={json.dumps(arguments.init)}"]
+        track = [f"hyperparameters.track={json.dumps(arguments.track)}"] if arguments.track else []
+        return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
+    if arguments.config or arguments.set or arguments.data or arguments.resume or arguments.run_dir:
+        raise RequestError(
+            "on a cluster the submitted file says everything and trials resume by themselves: leave CONFIG, --data, "
+            "--set, --run-dir and --resume out of entrypoint (det experiment create --config KEY=VALUE sets values)"
+        )
+    from gaeanet.runs.determined import read_experiment
+
+    return read_experiment()
+
+
+def _mirror(location: str | None, resume: bool) -> Mirror | None:
+    """The bucket that the run is copied to, if there is to be one and it holds no other run."""
+    if location is None:
+        return None
+    from gaeanet.runs.mirror import Mirror
+
+    mirror = Mirror(location)
+    if not resume and mirror.checkpoints():
+        raise RequestError(
+            f"{location} already holds a run: continue it with --resume, or change hyperparameters.checkpoint_bucket"
+        )
+    return mirror
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    """Adds what all commands that start or continue a run understand."""
+    command.add_argument(
+        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
+    )
+    add_changes(command)
+    command.add_argument(
+        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
+    )
+    command.add_argument(
+        "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
+    )
+    command.add_argument(
+        "--continue-from",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+    )
+    command.add_argument(
+        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
+    )
+
+
+def add_commands(commands: Any) -> None:
+    """Adds these commands to the parser."""
+    command = add_command(commands, "train", train, "train a network")
+    _add_run_options(command)
+    command.add_argument(
+        "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
+    )
+
+    command = add_command(commands, "search", search, "search for a cell")
+    command.set_defaults(init=None)
+    _add_run_options(command)

@@ -1,0 +1,1 @@
+"""The experiment file as frozen, typed blocks."""

@@ -1,0 +1,19 @@
+"""The image formats that are read, and how their files are called: one list for decoding, training and `prepare`."""
+
+FORMATS = {
+    "JPEG": (".jpeg", ".jpg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+"""The formats that are decoded, by the names that Pillow has for them, and how such files are called.
+
+No other is ever tried, whatever a file is called: some of Pillow's decoders start programs, and all are code that
+meets bytes from anywhere.
+"""
+
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""

@@ -1,0 +1,236 @@
+"""Bytes to RGB pixels, whatever the bytes are: by content, never by name; always 3 x 8 bit.
+
+JPEGs, nearly all there is, go through torchvision's decoder (libjpeg-turbo, the same pixels as Pillow's and more than
+twice as fast); what it cannot do, and everything else, goes through Pillow.
+
+Where only a part of a picture is wanted, as in training, a kernel (gaeanet/kernels/jpeg.cpp) decodes nothing else of a
+JPEG of the common kinds, with the same pixels to the last bit. It reads the coded data to their end, so that damage is
+noticed whichever part is asked for; then, as with all that it does not know, the whole is decoded as said above.
+
+The rules for what is odd:
+
+- CMYK and YCCK become RGB as Pillow converts them; grey is repeated; palettes are looked up.
+- Transparency is laid on white.
+- 16 bits are scaled to 8 (divided by 257), not cut off.
+- EXIF is ignored, rotation included, as in the published recipes; damage in it does not matter.
+- JPEGs of more than `MAX_PIXELS` are decoded at a half, a quarter or an eighth of their size; other images of
+  that size, and progressive JPEGs, are refused.
+- Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
+  further, and resizing the whole of it could take gigabytes.
+- Half an image is no image: it is refused, never filled with grey. (A progressive JPEG that lost its last scans but has
+  an end mark is a whole picture, only softer, and cannot be told from one that was saved so.)
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from gaeanet.data.formats import FORMATS
+from gaeanet.data.images.jpeg import JpegHeader, is_cut_short, read_header
+from gaeanet.errors import GaeanetError
+from gaeanet.kernels.build import OWN, availability
+
+MAX_PIXELS = 90_000_000
+"""270 MB of pixels; ImageNet's largest photograph has 61 million."""
+MAX_ASPECT = 16
+
+# Said by Pillow about what does not matter here; by thousands of ImageNet's photographs, in every worker, every epoch.
+_SAID_IN_VAIN = (
+    r"(Possibly c|C)orrupt EXIF data|Truncated File Read|Image appears to be a malformed MPO|Palette images with"
+)
+warnings.filterwarnings("ignore", message=_SAID_IN_VAIN, category=UserWarning)
+
+
+class ImageError(GaeanetError):
+    """Bytes that are not a whole image; the message says why, the caller knows which."""
+
+
+class Picture(Protocol):
+    """An image of which any part can be had, as `to_pixels` has the whole."""
+
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        """The pixels of a part, uint8 (3, height, width).
+
+        Raises:
+            ImageError: See `to_pixels`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture that is decoded, uint8 (3, H, W)."""
+
+    pixels: Tensor
+
+    @property
+    def height(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def width(self) -> int:
+        return self.pixels.shape[2]
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        return self.pixels[:, top : top + height, left : left + width]
+
+
+class Photograph:
+    """A JPEG, not decoded yet. Whether it is damaged is only known with its first part."""
+
+    def __init__(self, data: bytes, height: int, width: int) -> None:
+        self._data = data
+        self._top, self._left, self.height, self.width = _central(height, width)
+
+    def region(self, top: int, left: int, height: int, width: int) -> Tensor:
+        from gaeanet.kernels.pixels import jpeg_region
+
+        pixels = jpeg_region(self._data, self._top + top, self._left + left, height, width)
+        return Pixels(to_pixels(self._data)).region(top, left, height, width) if pixels is None else pixels
+
+
+def opened(data: bytes | NDArray[np.uint8]) -> Picture:
+    """The picture of an image file's bytes or of an array (H, W, 3): decoded in parts where that can be done.
+
+    Raises:
+        ImageError: See `to_pixels`; of some files it is raised by `region`.
+    """
+    if isinstance(data, bytes) and availability() == OWN:
+        header = read_header(data)
+        if header and _is_plain(header, data):
+            return Photograph(data, header.height, header.width)
+    return Pixels(to_pixels(data))
+
+
+def to_pixels(data: bytes | NDArray[np.uint8]) -> Tensor:
+    """RGB pixels, uint8 (3, H, W), of an image file's bytes or of an array (H, W, 3).
+
+    Raises:
+        ImageError: The bytes hold no image, or only a part of one, or a larger one than is safe.
+    """
+    if isinstance(data, np.ndarray):
+        return torch.from_numpy(data).permute(2, 0, 1)
+    header = read_header(data)
+    if header and _is_plain(header, data):
+        try:
+            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        except RuntimeError:
+            pass  # a rarity, or damage: Pillow knows which
+        else:
+            if is_cut_short(data, header, pixels.numpy()):
+                raise ImageError("damaged image: its data end before the last row")
+            return _centre(pixels)
+    return _through_pillow(data)
+
+
+def _is_plain(header: JpegHeader, data: bytes) -> bool:
+    """Whether torchvision may have it: grey or YCbCr of bounded size, and ending as a JPEG does."""
+    if header.components not in (1, 3) or header.width * header.height > MAX_PIXELS:
+        return False
+    return data.rfind(b"\xff\xd9", max(0, len(data) - 64)) >= 0
+
+
+def _centre(pixels: Tensor) -> Tensor:
+    _, height, width = pixels.shape
+    top, left, rows, columns = _central(height, width)
+    if (rows, columns) == (height, width):
+        return pixels
+    return pixels[:, top : top + rows, left : left + columns].clone()
+
+
+def _central(height: int, width: int) -> tuple[int, int, int, int]:
+    """The part that is kept of an image: top, left, height, width."""
+    rows, columns = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def _through_pillow(data: bytes) -> Tensor:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is MAX_PIXELS
+            with _opened(data) as image:
+                _bound(image)
+                pixels = torch.from_numpy(np.asarray(_rgb(image)).copy()).permute(2, 0, 1)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image" if data else "empty file") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too large: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # Pillow's plug-ins meet damage with whatever exception is at hand
+        raise ImageError(f"damaged image: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    if (header := read_header(data)) and is_cut_short(data, header, pixels.numpy()):
+        raise ImageError("damaged image: its data end before the last row")
+    return _centre(pixels)
+
+
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    # Image.open refuses JPEGs of a size that draft() makes harmless.
+    return JpegImageFile(io.BytesIO(data)) if read_header(data) else Image.open(io.BytesIO(data), formats=list(FORMATS))
+
+
+def _bound(image: ImageFile.ImageFile) -> None:
+    width, height = image.size
+    if width * height <= MAX_PIXELS:
+        return
+    shrink = next((n for n in (2, 4, 8) if width * height <= MAX_PIXELS * n * n), None)
+    progressive = "progressive" in image.info  # libjpeg holds all of its coefficients in memory, at any scale
+    if image.format != "JPEG" or progressive or shrink is None:
+        raise ImageError(f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+    image.draft(None, (-(-width // shrink), -(-height // shrink)))  # libjpeg decodes at that scale at once
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0.0) <= 1 else 255.0
+        image = Image.fromarray((values * (255.0 / top) + 0.5).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def oddities(data: bytes) -> list[str]:
+    """What is unusual about an image that decodes: its format, colours, EXIF; for the report of `gaeanet prepare`."""
+    odd = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with _opened(data) as image:
+            width, height = image.size
+            if image.format not in ("JPEG", "MPO"):
+                odd.append(f"{image.format}, not JPEG")
+            if image.mode in ("CMYK", "L", "1", "P") or image.mode.startswith(("I", "F")):
+                odd.append({"L": "grey", "1": "grey", "P": "palette", "CMYK": "CMYK"}.get(image.mode, "16-bit"))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                odd.append("transparent")
+            try:
+                rotated = image.getexif().get(0x0112, 1) not in (0, 1)
+            except Exception:  # whatever a damaged block makes the parser raise
+                odd.append("damaged EXIF")
+            else:
+                odd += ["EXIF rotation (ignored)"] * rotated
+            if width * height > MAX_PIXELS:
+                odd.append("huge (decoded smaller)")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                odd.append(f"longer than {MAX_ASPECT}:1 (centre kept)")
+    if "damaged EXIF" not in odd and any("EXIF" in str(warning.message) for warning in said):
+        odd.append("damaged EXIF")
+    return odd

@@ -1,0 +1,1 @@
+"""Batches, prepared by worker processes."""

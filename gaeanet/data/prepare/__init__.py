@@ -1,0 +1,1 @@
+"""`gaeanet prepare`: class folders and shards, and the check of every image."""

@@ -1,0 +1,101 @@
+"""`gaeanet prepare --verify`: decodes every image, on all cores, and reports what does not decode and what is odd."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+from gaeanet.data.prepare.prepare import open_material
+from gaeanet.data.prepare.progress import Progress
+from gaeanet.data.sources.catalog import check_imagenet_is_whole
+from gaeanet.data.sources.source import Source
+from gaeanet.errors import RunError
+from gaeanet.runtime.host import usable_cores
+
+_CHUNK = 256
+"""Images that a process looks at before it reports."""
+_NAMED = 20
+"""Images that a report names; the rest are counted."""
+
+
+def verify(location: str) -> None:
+    """Decodes every image at `location` and prints what is odd about them.
+
+    Raises:
+        RequestError: The images cannot be read.
+        RunError: Some do not decode; they have been named.
+    """
+    source = open_material(location)
+    check_imagenet_is_whole(source.catalog, location)
+    total = sum(len(source.catalog.split(split)) for split in ("train", "val"))
+    progress = Progress(total, "images", 1)
+    odd: Counter[str] = Counter()
+    bad = []
+    for looked, found in _looked_at(source):
+        for image in found:
+            odd.update(image.oddities)
+            if image.fault:
+                bad.append(f"{image.path}: {image.fault}")
+        progress.add(looked)
+    print(f"{location}: {total - len(bad):,} of {total:,} images decode")
+    for kind, count in sorted(odd.items()):
+        print(f"  {count:,} {kind}")
+    for line in bad[:_NAMED]:
+        print(f"  {line}")
+    if bad:
+        more = f" ({len(bad) - _NAMED} more are not named)" if len(bad) > _NAMED else ""
+        raise RunError(
+            f"{location}: {len(bad)} images do not decode, the first is {bad[0]}{more}: replace or remove them"
+        )
+
+
+class _Finding(NamedTuple):
+    path: str
+    oddities: list[str]
+    fault: str | None
+    """Why it does not decode."""
+
+
+_source: Source | None = None
+"""What a checking process reads from."""
+
+
+def _take_source(source: Source) -> None:
+    global _source
+    _source = source
+
+
+def _look(part: tuple[str, int, int]) -> list[_Finding]:
+    """What there is to say about the images start..stop of a split."""
+    from gaeanet.data.images.decode import ImageError, oddities, to_pixels
+
+    assert _source is not None
+    split, start, stop = part
+    found = []
+    for index, data in zip(range(start, stop), _source.fetch(split, range(start, stop))):
+        try:
+            to_pixels(data)
+        except ImageError as error:
+            found.append(_Finding(_source.path(split, index), [], str(error)))
+        else:
+            assert isinstance(data, bytes)
+            if odd := oddities(data):
+                found.append(_Finding(_source.path(split, index), odd, None))
+    return found
+
+
+def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
+    """For each part of the images: how many there are in it, and those that are odd."""
+    parts = [
+        (split, start, min(start + _CHUNK, len(source.catalog.split(split))))
+        for split in ("train", "val")
+        for start in range(0, len(source.catalog.split(split)), _CHUNK)
+    ]
+    context = multiprocessing.get_context("forkserver")  # a bucket's client does not live through a fork
+    context.set_forkserver_preload(["gaeanet.data.loading.preload"])  # torch is imported once, not once a core
+    with ProcessPoolExecutor(usable_cores(), context, initializer=_take_source, initargs=(source,)) as pool:
+        for (_, start, stop), found in zip(parts, pool.map(_look, parts)):
+            yield stop - start, found

@@ -1,0 +1,1 @@
+"""Where images come from: catalogs, order, folders, archives, shards, buckets."""

@@ -1,0 +1,174 @@
+"""Images to evaluate a trained network on: the data it was trained with, or others with the same classes.
+
+Unlike training, this takes a directory that holds validation images only, and one that lacks some classes: a class's
+number comes from the checkpoint's table, never from the directory. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gaeanet.config.experiment import Data, Hyperparameters, experiment_from, in_words
+from gaeanet.data.sources.catalog import Catalog, Split, check_table, imagenet_wnids
+from gaeanet.data.sources.folder import images_under
+from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
+from gaeanet.data.sources.open import GENERATED_MARGIN, open_location
+from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.splits import with_minival
+from gaeanet.data.sources.synthetic import SyntheticSource
+from gaeanet.errors import RequestError, RunError, did_you_mean, reason
+
+
+class EvaluationFolder(Source):
+    """Class folders in `root`, numbered by a given table; folders for some of its classes will do.
+
+    Raises:
+        RequestError: A folder is not in the table, or none holds an image.
+    """
+
+    def __init__(self, location: str, root: Path, classes: Sequence[str]) -> None:
+        self.location, self._root = location, root
+        self.notes: list[str] = []
+        numbers = {name: label for label, name in enumerate(classes)}
+        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        images = {name: sorted(images_under(root / name)) for name in folders}
+        found = [name for name in folders if images[name]]
+        if unknown := [name for name in found if name not in numbers]:
+            raise RequestError(
+                f"{root}: {unknown[0]} is not in the checkpoint's table of {len(classes)} classes "
+                f"({len(unknown)} of {len(found)} folders are not): {did_you_mean(unknown[0], classes[:8])}"
+            )
+        if not found:
+            raise RequestError(f"{root}: no images in class folders: one folder per class, images in it")
+        if len(found) < len(classes):
+            self.notes.append(f"{root}: images of {len(found)} of the {len(classes)} classes")
+        samples = [(f"{name}/{image}", numbers[name]) for name in found for image in images[name]]
+        self.catalog = Catalog(tuple(classes), Split.of([]), Split.of(samples))
+
+    def read(self, split: str, index: int) -> bytes:
+        path = Path(self.path(split, index))
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def path(self, split: str, index: int) -> str:
+        return str(self._root / self.catalog.split(split).name(index))
+
+
+def open_evaluation_data(
+    state: Mapping[str, Any],
+    hyperparameters: Hyperparameters,
+    location: str | None,
+    assume_classes: bool = False,
+    minival: bool = False,
+) -> tuple[Source, list[str]]:
+    """The images to count, and what there is to say about them, one sentence each.
+
+    Args:
+        state: Of the trained network: its class table and the data it was trained with.
+        location: Another place than the run's.
+        assume_classes: For weights without a class table: whether the data's sorted classes are taken for it.
+        minival: Count what the run held out of its training split and validated on, in place of the validation split.
+
+    Raises:
+        RequestError: They cannot be read, or their classes are not the network's.
+    """
+    classes, known = state.get("classes"), state.get("data") or {}
+    settings = dict(known.get("settings") or {"location": known.get("location")})
+    share: float | None = settings.get("minival")
+    if minival and share is None:
+        raise RequestError("--minival: the run held nothing out of its training split, data.minival is null: leave it")
+    if location is not None:
+        if not location.strip():
+            raise RequestError("--data is empty: give a directory or a bucket's URL")
+        settings |= {"location": location, "bucket_name": None}
+    elif known.get("generated"):
+        per_class = _data({**settings, "location": None}).generated_per_class
+        size = round(hyperparameters.image_size * GENERATED_MARGIN)
+        made = SyntheticSource(hyperparameters.num_classes, per_class, size, hyperparameters.seed)
+        return _counted(made, share, minival)
+    elif not settings.get("location") and not settings.get("bucket_name"):
+        raise RequestError("these weights came without data: say with --data what to evaluate them on")
+    data = _data(settings)
+    place = data.resolved_location
+    assert place is not None
+    source = _open(place, data, classes)
+    notes = list(source.notes)
+    if classes is None:
+        notes.append(_without_table(source.catalog, hyperparameters.num_classes, place, assume_classes))
+    else:
+        check_table(source.catalog, classes, f"{place}, against the checkpoint's classes")
+    if fingerprint := known.get("fingerprint"):
+        if source.fingerprint == fingerprint:
+            notes.append(f"the data are those of the run (fingerprint {fingerprint})")
+        elif location is None:
+            notes.append(f"the data have changed since the run: fingerprint {source.fingerprint}, then {fingerprint}")
+    source, more = _counted(source, share, minival)
+    return source, notes + more
+
+
+def _counted(source: Source, share: float | None, minival: bool) -> tuple[Source, list[str]]:
+    """What is counted of a run that held `share` of its training split out: its validation split, or that share."""
+    if share is None:
+        return source, []
+    if minival:
+        if not len(source.catalog.train):
+            raise RequestError(f"{source.location}: no training split there to hold anything out of")
+        return with_minival(source, share), []
+    return source, [f"the run validated on {in_words(share)} (--minival counts that); this is the validation split"]
+
+
+def _data(settings: dict[str, Any]) -> Data:
+    return experiment_from({"data": settings}, "the checkpoint").data
+
+
+def _open(place: str, data: Data, classes: Sequence[str] | None) -> Source:
+    root = Path(place).expanduser()
+    if "://" not in place and root.is_dir():
+        root = images_root(root)
+        validation = next((root / name for name in SPLIT_FOLDERS["val"] if (root / name).is_dir()), None)
+        has_shards = any(root.glob("*.safetensors")) or any(root.glob("*.tar*"))
+        if classes is not None and not (root / "train").is_dir() and not has_shards:
+            return EvaluationFolder(place, validation or root, classes)
+    return open_location(place, data)
+
+
+def _without_table(catalog: Catalog, num_classes: int, place: str, assume: bool) -> str:
+    """Refuses data whose classes need not be those that the weights know, in that order."""
+    if len(catalog.classes) != num_classes:
+        raise RequestError(f"{place}: {len(catalog.classes)} classes, the network has {num_classes} outputs")
+    if catalog.classes == imagenet_wnids():
+        return "the weights came without a class table: ImageNet's, sorted by WordNet id, is taken"
+    if not assume:
+        raise RequestError(
+            f"{place}: the weights came without a class table, so nothing says which output is which class: "
+            "--assume-classes takes the data's, sorted"
+        )
+    return "the weights came without a class table: the data's, sorted, is taken as asked"
+
+
+def real_labels(catalog: Catalog) -> list[list[int]] | None:
+    """The ReaL labels (Beyer et al. 2020, arXiv 2006.07159) of each validation image, as timm carries them.
+
+    An image may have several, or none. None where the images are not those of ImageNet's validation set.
+    """
+    if catalog.classes != imagenet_wnids():
+        return None
+    numbers = []
+    for index in range(len(catalog.val)):
+        match = re.search(r"ILSVRC2012_val_(\d{8})\.\w+$", catalog.val.name(index))
+        if not match:
+            return None
+        numbers.append(int(match[1]))
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    table = Path(spec.origin).parent / "data" / "_info" / "imagenet_real_labels.json"
+    known = json.loads(table.read_text(encoding="utf-8"))
+    return [known[number - 1] for number in numbers] if max(numbers, default=0) <= len(known) else None

@@ -1,0 +1,210 @@
+"""Images in class folders on disk: `<root>/train/<class>/...` and `<root>/val/<class>/...` (or `validation`).
+
+A tree that `gaeanet prepare` made also has its class table and counts (`dataset.json`), and is held to them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gaeanet.data.formats import IMAGE_SUFFIXES
+from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_table
+from gaeanet.data.sources.layout import (
+    ARCHIVES,
+    TABLE,
+    UNFINISHED,
+    flat_folder,
+    holds_images,
+    images_root,
+    meant_instead,
+    split_folder,
+)
+from gaeanet.data.sources.source import Source
+from gaeanet.errors import RequestError, RunError, reason
+
+
+class FolderSource(Source):
+    """A directory of class folders; a sample's name is `<class>/<path in it>`.
+
+    Args:
+        location: The directory; in Kaggle's layout the one that holds `ILSVRC/`.
+        val_classes: For a flat validation folder: the class of each file in it.
+
+    Raises:
+        RequestError: The directory, a split or its classes are missing or do not fit together, or are not what the
+            table beside them says.
+    """
+
+    def __init__(self, location: str, val_classes: Mapping[str, str] | None = None) -> None:
+        self.location = location
+        self.notes: list[str] = []
+        root = Path(location).expanduser()
+        if not root.is_dir():
+            what = "is a file, not a directory" if root.exists() else "does not exist"
+            raise RequestError(f"data.location: {location} {what}: it must hold train/ and val/, one folder per class")
+        if (root / UNFINISHED).exists():
+            raise RequestError(f"{root}: gaeanet prepare was stopped here before its end: run it again to finish")
+        root = images_root(root)
+        self._splits = _splits(root)
+        self._val_is_flat = val_classes is not None
+        classes = tuple(sorted(self._class_folders(self._splits["train"])))
+        if not classes:
+            unopened = any(self._splits["train"].glob("*.tar"))
+            raise RequestError(
+                f"{self._splits['train']}: no class folders in it: "
+                + (
+                    "the .tar files in it are the classes' archives: extract each into train/<class>/, or give "
+                    f"gaeanet prepare the directory of {ARCHIVES['train']}"
+                    if unopened
+                    else "images go into train/<class>/"
+                )
+            )
+        if val_classes is None:
+            check_classes(classes, sorted(self._class_folders(self._splits["val"])), str(self._splits["val"]))
+            val = self._index("val", classes)
+        else:
+            check_classes(classes, sorted(set(val_classes.values())), str(self._splits["val"]))
+            self._splits["val"] = flat_folder(self._splits["val"])
+            val = flat_split(val_classes, classes)
+        self.catalog = Catalog(classes, self._index("train", classes), val)
+        if (root / TABLE).exists():
+            check_against(read_table(root / TABLE), self.catalog, str(root))
+
+    def _class_folders(self, path: Path) -> list[str]:
+        """Names of the folders that hold something; hidden and empty ones and stray files are noted."""
+        folders, passed = [], []
+        with _listing(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.is_dir() or next(images_under(entry.path), None) is None:
+                    passed.append(entry.name)
+                else:
+                    folders.append(entry.name)
+        if passed:
+            self.notes.append(passed_over(str(path), passed, "entry that holds no class", "entries that hold no class"))
+        return folders
+
+    def _index(self, split: str, classes: tuple[str, ...]) -> Split:
+        root, passed = self._splits[split], list[str]()
+        samples = Split.of(
+            (image, label)
+            for label, name in enumerate(classes)
+            for image in sorted(images_under(root / name, f"{name}/", passed.append))
+        )
+        if passed:
+            self.notes.append(
+                passed_over(str(root), passed, "file that is no image by name", "files that are no images by name")
+            )
+        return samples
+
+    def read(self, split: str, index: int) -> bytes:
+        """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
+        path = self.path(split, index)
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def size(self, split: str, index: int) -> int:
+        path = self.path(split, index)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def path(self, split: str, index: int) -> str:
+        """Where a sample is, for messages."""
+        name = self.catalog.split(split).name(index)
+        return os.path.join(
+            self._splits[split], name.split("/", 1)[1] if split == "val" and self._val_is_flat else name
+        )
+
+
+def _splits(root: Path) -> dict[str, Path]:
+    """Directory of each split; where one is missing, the refusal names the directory that may have been meant."""
+    with _listing(root) as entries:
+        names = {entry.name for entry in entries if entry.is_dir()}
+    try:
+        return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
+    except RequestError as error:
+        meant = None if holds_images(names) else meant_instead(root)
+        raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
+
+
+def passed_over(where: str, names: Sequence[str], one: str, many: str) -> str:
+    """A note on what is not used, with a few of the names; `one` and `many` say what these are."""
+    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{where}: passed over {len(names)} {one if len(names) == 1 else many} ({shown})"
+
+
+def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
+    """The validation split of files whose class is known, as it is once they lie in class folders."""
+    numbers = {name: label for label, name in enumerate(classes)}
+    return Split.of((f"{name}/{file}", numbers[name]) for name, file in sorted((c, f) for f, c in val_classes.items()))
+
+
+def table_of(catalog: Catalog) -> dict[str, Any]:
+    """What `dataset.json` says about a data set: the classes with their English names, counts, and fingerprint."""
+    return {
+        "classes": dict(zip(catalog.classes, catalog.class_names)),
+        "counts": {
+            name: dict(zip(catalog.classes, catalog.split(name).counts(len(catalog.classes)).tolist()))
+            for name in ("train", "val")
+        },
+        "fingerprint": catalog.fingerprint,
+    }
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A data set's table; raises `RequestError` where it is damaged."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        _ = table["classes"], table["counts"]["train"], table["counts"]["val"], table["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RequestError(
+            f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file"
+        ) from None
+    return dict(table)
+
+
+def check_against(table: Mapping[str, Any], catalog: Catalog, where: str) -> None:
+    """Raises `RequestError` unless the images found are those that were prepared."""
+    check_table(catalog, list(table["classes"]), where)
+    for name in ("train", "val"):
+        counts = catalog.split(name).counts(len(catalog.classes)).tolist()
+        for label, (folder, expected) in enumerate(table["counts"][name].items()):
+            if counts[label] != expected:
+                raise RequestError(
+                    f"{where}: {counts[label]} {name} images in {folder}, {TABLE} says {expected}: was a copy "
+                    f"interrupted? (remove {TABLE} if the change was meant)"
+                )
+
+
+def _listing(path: str | Path) -> os._ScandirIterator[str]:
+    try:
+        return os.scandir(path)
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
+
+
+def images_under(folder: str | Path, prefix: str = "", passed: Callable[[str], object] = bool) -> Iterator[str]:
+    """Paths, relative to `folder`, of the images in it and in the folders below it.
+
+    Args:
+        prefix: What the paths begin with.
+        passed: Is told of every file that is no image by its name.
+    """
+    with _listing(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from images_under(entry.path, f"{prefix}{entry.name}/", passed)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield prefix + entry.name
+            else:
+                passed(prefix + entry.name)

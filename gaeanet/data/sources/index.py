@@ -1,0 +1,82 @@
+"""Named arrays in one file that every process maps instead of reading: a million samples cost memory once a machine.
+
+The file is a safetensors file (header of JSON, then the arrays), so that any tool can read it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from gaeanet.data.sources.catalog import Catalog, Split
+from gaeanet.errors import RequestError, reason
+
+FORMAT = 1
+_DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_index(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """Writes `arrays` and `facts` (anything JSON holds) to `path`, whole or not at all."""
+    metadata = {"gaeanet": json.dumps({"format": FORMAT, **facts}, ensure_ascii=True)}
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(draft, "wb") as file:
+        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_index(path: Path, name: str | None = None) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays (mapped, read-only) and facts of an index file.
+
+    Args:
+        name: What to call the file in messages, where it is the copy of another.
+
+    Raises:
+        RequestError: It is not such a file, or cut short, or of a later format.
+    """
+    name = name or str(path)
+    try:
+        block = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, np.uint8)
+        length = int(block[:8].view("<u8")[0])
+        header = json.loads(block[8 : 8 + length].tobytes())
+        facts = json.loads(header.pop("__metadata__")["gaeanet"])
+        arrays: Arrays = {}
+        for key, entry in header.items():
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
+            if end > len(block):
+                raise ValueError("cut short")
+            arrays[key] = block[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    except OSError as error:
+        raise RequestError(f"{name}: cannot be read: {reason(error)}") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise RequestError(f"{name}: not an index that gaeanet wrote, or cut short: make it again") from None
+    if facts.get("format") != FORMAT:
+        raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads {FORMAT}")
+    return arrays, facts
+
+
+def catalog_arrays(catalog: Catalog) -> Arrays:
+    """The samples of a catalog as arrays for an index; `catalog_from` turns them back."""
+    return {
+        f"{name}.{field}": getattr(catalog.split(name), field)
+        for name in ("train", "val")
+        for field in ("names", "ends", "labels")
+    }
+
+
+def catalog_from(arrays: Arrays, classes: list[str]) -> Catalog:
+    """The catalog that an index holds."""
+    train, val = (
+        Split(*(arrays[f"{name}.{field}"] for field in ("names", "ends", "labels"))) for name in ("train", "val")
+    )
+    return Catalog(tuple(classes), train, val)

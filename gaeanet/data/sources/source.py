@@ -1,0 +1,69 @@
+"""What every source of images can do. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gaeanet.data.sources import order
+from gaeanet.data.sources.catalog import Catalog
+
+Contents = bytes | NDArray[np.uint8]
+"""An image file's bytes, or pixels (H, W, 3)."""
+
+
+class Source(ABC):
+    """Where images come from.
+
+    Attributes:
+        catalog: Classes and samples. The same images have the same catalog in every kind of source.
+        location: The place as it was given.
+        notes: What there is to say about it, one sentence each.
+        generated: Whether the images are made up.
+        minival: Share of the training split that is the validation split here; None where that is the place's own.
+        start_method: How worker processes must be started (`forkserver`), None where any way will do.
+    """
+
+    catalog: Catalog
+    location: str
+    notes: list[str]
+    generated = False
+    minival: float | None = None
+    start_method: str | None = None
+
+    @abstractmethod
+    def read(self, split: str, index: int) -> Contents:
+        """A sample; raises `RunError` naming it where it cannot be read."""
+
+    @abstractmethod
+    def path(self, split: str, index: int) -> str:
+        """Where a sample is, for messages."""
+
+    def size(self, split: str, index: int) -> int:
+        """Bytes of a sample's file."""
+        return len(self.read(split, index))
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        """Many samples in the order asked for; sources far away have many requests under way at a time."""
+        return (self.read(split, index) for index in indices)
+
+    def fetch_scattered(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        """The same for samples that are no neighbours in the order of an epoch, as far apart as they may lie."""
+        return self.fetch(split, indices)
+
+    def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """The order in which an epoch visits the training samples: a permutation of 0..n-1, int64 (n,)."""
+        return order.epoch_order(len(self.catalog.train), seed, epoch)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all images of the place, whichever of them are taken."""
+        return self.catalog.fingerprint
+
+    @property
+    def retries(self) -> int:
+        """Requests that this process has had to repeat so far."""
+        return 0

@@ -1,0 +1,1 @@
+"""Objects in buckets, and their copies on this machine."""

@@ -1,0 +1,274 @@
+"""`gaeanet evaluate`: numbers for a trained network, with how far they can be trusted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gaeanet.artifacts.find import Trained
+from gaeanet.config.experiment import in_words
+from gaeanet.data.images.transforms import ValidationTransform
+from gaeanet.data.loading.workers import usable_workers
+from gaeanet.data.sources.evaluation import real_labels
+from gaeanet.data.sources.source import Source
+from gaeanet.evaluation.predictions import Predictions, predict_split
+from gaeanet.evaluation.statistics import calibration_error, mcnemar, wilson
+from gaeanet.runtime import devices
+from gaeanet.runtime.processes import Processes
+
+PREFIX = {"raw": "", "ema": "ema_"}
+"""How the log tells the two kinds of weights apart."""
+TITLES = {"raw": "raw", "ema": "EMA"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate; None is as in the network's own training.
+
+    Attributes:
+        kinds: Kinds of weights to count.
+        image_size: Side of the crop in pixels.
+        crop_share: Share of the resized image that the crop shows.
+        batch: Images at once.
+        workers: Processes that prepare images.
+    """
+
+    kinds: Sequence[str]
+    image_size: int | None = None
+    crop_share: float | None = None
+    batch: int | None = None
+    workers: int = 2
+
+
+def transform_for(trained: Trained, options: Options) -> ValidationTransform:
+    """The network's own validation transform, changed where the options say so."""
+    size = options.image_size or trained.hyperparameters.image_size
+    return ValidationTransform(size, options.crop_share or trained.crop_share)
+
+
+def predictions_of(trained: Trained, source: Source, options: Options, processes: Processes) -> dict[str, Predictions]:
+    """What each kind of weights says about the images, by kind."""
+    hp = trained.hyperparameters
+    networks = [trained.network(kind, processes.device) for kind in options.kinds]
+    found = predict_split(
+        networks,
+        source,
+        transform_for(trained, options),
+        processes,
+        batch=options.batch or min(hp.global_batch_size, 256),
+        # As the run cut them; with other batches there is nothing to reproduce.
+        parts=int(trained.state.get("world_size") or 1) if options.batch is None else processes.world_size,
+        workers=usable_workers(options.workers),
+    )
+    return dict(zip(options.kinds, found))
+
+
+def score(predictions: Predictions, prefix: str = "", real: list[list[int]] | None = None) -> dict[str, Any]:
+    """One network's numbers, named as in the log; accuracies and intervals in percent.
+
+    Args:
+        real: The ReaL labels of each image; those without any do not count.
+    """
+    count = len(predictions.labels)
+    numbers: dict[str, Any] = {"loss": predictions.loss}
+    for name, right in (("top1", predictions.correct), ("top5", predictions.correct5)):
+        numbers |= _accuracy(name, int(right.sum()), count)
+    numbers["calibration_error"] = 100 * calibration_error(predictions.confidence, predictions.correct)
+    if real is not None:
+        labelled = [number for number, labels in enumerate(real) if labels]
+        firsts = sum(predictions.guesses[n, 0] in real[n] for n in labelled)
+        any_of_five = sum(bool(set(predictions.guesses[n].tolist()) & set(real[n])) for n in labelled)
+        numbers |= {"real_count": len(labelled)}
+        numbers |= _accuracy("real_top1", firsts, len(labelled)) | _accuracy("real_top5", any_of_five, len(labelled))
+    return {f"{prefix}{name}": value for name, value in numbers.items()}
+
+
+def _accuracy(name: str, right: int, count: int) -> dict[str, Any]:
+    low, high = wilson(right, count)
+    return {
+        f"{name}_accuracy": 100.0 * right / count if count else math.nan,
+        f"{name}_correct": right,
+        f"{name}_interval": [100 * low, 100 * high],
+    }
+
+
+def per_class(
+    predictions: dict[str, Predictions], classes: Sequence[str], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each class: images, accuracy by kind of weights, and what it is most often taken for."""
+    rows = []
+    for label, (key, name) in enumerate(zip(classes, names)):
+        mine = next(iter(predictions.values())).labels == label
+        row: dict[str, Any] = {"index": label, "class": key, "name": name, "count": int(mine.sum())}
+        for kind, found in predictions.items():
+            right = int(found.correct[mine].sum())
+            row |= _accuracy(f"{PREFIX[kind]}top1", right, row["count"])
+            wrong = found.guesses[mine & ~found.correct, 0]
+            taken = np.bincount(wrong, minlength=len(classes))
+            row[f"{PREFIX[kind]}taken_for"] = classes[int(taken.argmax())] if len(wrong) else None
+            row[f"{PREFIX[kind]}taken_for_count"] = int(taken.max()) if len(wrong) else 0
+        rows.append(row)
+    return rows
+
+
+def confusions(predictions: Predictions, limit: int) -> list[tuple[int, int, int]]:
+    """The pairs (true class, guessed class, images) confused most often, at most `limit`."""
+    wrong = ~predictions.correct
+    pairs, counts = np.unique(
+        np.stack([predictions.labels[wrong], predictions.guesses[wrong, 0]], axis=1), axis=0, return_counts=True
+    )
+    order = np.argsort(-counts, kind="stable")[:limit]
+    return [(int(pairs[n, 0]), int(pairs[n, 1]), int(counts[n])) for n in order]
+
+
+def evaluate_trained(
+    trained: Trained,
+    source: Source,
+    notes: Sequence[str],
+    options: Options,
+    processes: Processes,
+    *,
+    other: Trained | None = None,
+    with_classes: bool = False,
+) -> dict[str, Any]:
+    """Everything that `gaeanet evaluate` says, in plain values; all processes of a group must call this.
+
+    Args:
+        other: A network to compare with, on the same images, each with its own transform.
+        with_classes: Whether to give the table of classes.
+    """
+    transform, hp = transform_for(trained, options), trained.hyperparameters
+    predictions = predictions_of(trained, source, options, processes)
+    real = real_labels(source.catalog)
+    own = ValidationTransform(hp.image_size, trained.crop_share)
+    facts: dict[str, Any] = {
+        "checkpoint": str(trained.path),
+        "data": source.location,
+        "data_fingerprint": source.fingerprint,
+        "generated": source.generated,
+        "minival": source.minival,
+        "device": devices.describe(processes.device),
+        "cell": hp.cell.fingerprint,
+        "image_size": transform.size,
+        "resize": transform.resize,
+        "changed": [
+            f"{what} {now}, {then} in the run"
+            for what, now, then in (("size", transform.size, own.size), ("resize", transform.resize, own.resize))
+            if now != then
+        ],
+        "notes": list(notes),
+        "count": len(source.catalog.val),
+    }
+    for kind, found in predictions.items():
+        facts |= score(found, PREFIX[kind], real)
+    names = trained.display_names if trained.classes else source.catalog.class_names
+    if with_classes:
+        facts["per_class"] = per_class(predictions, source.catalog.classes, names)
+    if other is not None:
+        facts["compare"] = _compare(trained, other, predictions, source, options, processes)
+    return facts
+
+
+def _compare(
+    trained: Trained,
+    other: Trained,
+    predictions: dict[str, Predictions],
+    source: Source,
+    options: Options,
+    processes: Processes,
+) -> dict[str, Any]:
+    mine = trained.preferred if trained.preferred in predictions else next(iter(predictions))
+    theirs = other.preferred if len(options.kinds) > 1 or options.kinds[0] not in other.kinds else options.kinds[0]
+    second_options = Options([theirs], options.image_size, options.crop_share, options.batch, options.workers)
+    second = predictions_of(other, source, second_options, processes)[theirs]
+    paired = mcnemar(predictions[mine].correct, second.correct)
+    return {
+        "checkpoint": str(other.path),
+        "weights": [mine, theirs],
+        "top1_accuracy": [100 * float(p.correct.mean()) for p in (predictions[mine], second)],
+        **paired._asdict(),
+        "difference": 100 * paired.difference,
+        "interval": [100 * end for end in paired.interval],
+    }
+
+
+def to_json(facts: dict[str, Any]) -> str:
+    """The values as JSON; a number that is not finite is null, since JSON has no word for it."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(entry) for key, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [clean(entry) for entry in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(facts), indent=1, ensure_ascii=False)
+
+
+def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
+    """The values for people, line by line."""
+    marker = " [generated images]" if facts["generated"] else ""
+    yield f"{facts['checkpoint']} (cell {facts['cell']})"
+    held_out = f", {in_words(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
+    yield f"{facts['count']:,} images of {facts['data']}{held_out}{marker}, {facts['device']}"
+    yield f"shorter side to {facts['resize']}, centre {facts['image_size']} x {facts['image_size']}"
+    yield from (f"not as in the run: {words}" for words in facts["changed"])
+    yield from facts["notes"]
+    yield ""
+    yield f"{'':<20}" + "".join(f"{TITLES[kind]:<28}" for kind in kinds).rstrip()
+    rows = [("top-1 accuracy, %", "top1"), ("top-5 accuracy, %", "top5")]
+    if f"{PREFIX[kinds[0]]}real_count" in facts:
+        rows += [("ReaL top-1, %", "real_top1"), ("ReaL top-5, %", "real_top5")]
+    for title, name in rows:
+        cells = (_cell(facts, PREFIX[kind] + name) for kind in kinds)
+        yield f"{title:<20}" + "".join(f"{cell:<28}" for cell in cells).rstrip()
+    for title, name, unit in (("loss", "loss", ""), ("calibration error", "calibration_error", " %")):
+        cells = (f"{facts[PREFIX[kind] + name]:.4f}{unit}" for kind in kinds)
+        yield f"{title:<20}" + "".join(f"{cell:<28}" for cell in cells).rstrip()
+    yield "in brackets: 95 % interval (Wilson) for other images of the same kind"
+    if "per_class" in facts:
+        yield ""
+        yield from _class_table(facts["per_class"], kinds)
+    if "compare" in facts:
+        yield ""
+        yield from _comparison(facts["compare"], facts["checkpoint"])
+
+
+def _cell(facts: dict[str, Any], name: str) -> str:
+    low, high = facts[f"{name}_interval"]
+    return f"{facts[f'{name}_accuracy']:.2f}  ({low:.2f} to {high:.2f})"
+
+
+def _class_table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> Iterator[str]:
+    """Worst class first, by the last kind of weights."""
+    last = PREFIX[kinds[-1]]
+    width = min(40, max(len(row["name"]) for row in rows))
+    yield f"{'class':<{width}}  images  " + "  ".join(f"{TITLES[kind] + ' top-1':>9}" for kind in kinds) + "  taken for"
+    names = {row["class"]: row["name"] for row in rows}
+    ranked = (row for row in rows if row["count"])
+    for row in sorted(ranked, key=lambda row: row[f"{last}top1_accuracy"]):
+        values = "  ".join(f"{row[PREFIX[kind] + 'top1_accuracy']:>9.2f}" for kind in kinds)
+        taken = row[f"{last}taken_for"]
+        instead = f"{names[taken]} ({row[f'{last}taken_for_count']})" if taken else "-"
+        yield f"{row['name'][:width]:<{width}}  {row['count']:>6}  {values}  {instead}"
+
+
+def _comparison(pair: dict[str, Any], path: str) -> Iterator[str]:
+    first, second = (TITLES[kind] for kind in pair["weights"])
+    yield f"A: {path}, {first}: top-1 {pair['top1_accuracy'][0]:.2f} %"
+    yield f"B: {pair['checkpoint']}, {second}: top-1 {pair['top1_accuracy'][1]:.2f} %"
+    yield (
+        f"right in both {pair['both']:,}, only A {pair['only_first']:,}, only B {pair['only_second']:,}, "
+        f"neither {pair['neither']:,}"
+    )
+    low, high = pair["interval"]
+    verdict = "differ" if pair["p_value"] < 0.05 else "may be equally good"
+    yield (
+        f"B - A: {pair['difference']:+.2f} points (95 %: {low:+.2f} to {high:+.2f}), "
+        f"McNemar p = {pair['p_value']:.3g}: the two {verdict}"
+    )

@@ -1,0 +1,1 @@
+"""The networks: operations, cells, their registration with timm, and what they cost."""

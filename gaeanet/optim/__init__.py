@@ -1,0 +1,1 @@
+"""What changes weights: schedules, Muon, parameter groups, the moving average."""

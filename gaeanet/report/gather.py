@@ -1,0 +1,99 @@
+"""report.html: gathers what a report says of runs, and writes it. What cannot be had is said in the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from gaeanet.artifacts.directory import CONFIG, read_run
+from gaeanet.artifacts.find import find, unique_names
+from gaeanet.artifacts.lineage import chain
+from gaeanet.artifacts.metadata import read_metadata
+from gaeanet.config.experiment import Experiment, load_experiment
+from gaeanet.data.images.transforms import ValidationTransform
+from gaeanet.data.sources.evaluation import open_evaluation_data
+from gaeanet.data.sources.open import open_source
+from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.splits import image_shares
+from gaeanet.errors import GaeanetError, RequestError, RunError, reason
+from gaeanet.evaluation.score import PREFIX, TITLES, Options, per_class, predictions_of
+from gaeanet.report.page import RunFacts, page
+from gaeanet.report.pictures import confused, samples
+from gaeanet.runtime.processes import Processes
+
+
+def gather(
+    run_dir: Path, name: str, *, source: Source | None = None, images: bool = True, processes: Processes | None = None
+) -> RunFacts:
+    """What there is to say of a run.
+
+    Args:
+        source: The run's images where they are open already.
+        images: Whether to look at images at all.
+        processes: For an evaluation of the best checkpoint, image by image; None leaves that out.
+
+    Raises:
+        RequestError: There is no run in `run_dir`.
+    """
+    lines = read_run(run_dir)
+    if not (run_dir / CONFIG).is_file():
+        raise RequestError(f"{run_dir}: no {CONFIG} there: a report needs the run's whole directory")
+    experiment: Experiment = load_experiment(run_dir / CONFIG)
+    facts = RunFacts(name, lines, experiment)
+    if experiment.hyperparameters.search is not None:
+        return _of_search(facts, source, images)
+    try:
+        trained = find(run_dir)
+        facts.lineage = list(chain(read_metadata(run_dir) or {}))
+        facts.classes = trained.display_names
+    except GaeanetError as error:
+        facts.notes.append(f"Nothing is said of its checkpoints: {error}")
+        return facts
+    if not images:
+        return facts
+    try:
+        if source is None or processes is not None:
+            # What was validated on in the run, so that looking at the report is no look at the validation split.
+            held_out = experiment.data.minival is not None
+            opened, _ = open_evaluation_data(trained.state, trained.hyperparameters, None, minival=held_out)
+            source = source or opened
+        facts.samples = samples(source, experiment.hyperparameters) if len(source.catalog.train) else []
+        if processes is None:
+            facts.notes.append("Worst classes and confusions are added by gaeanet report, which evaluates the images.")
+            return facts
+        kind = trained.preferred
+        found = predictions_of(trained, source, Options([kind], workers=0), processes)
+        rows = [row for row in per_class(found, source.catalog.classes, facts.classes) if row["count"]]
+        facts.rows = sorted(rows, key=lambda row: row[f"{PREFIX[kind]}top1_accuracy"])
+        facts.weights = TITLES[kind]
+        view = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
+        facts.confusions = confused(source, found[kind], view)
+    except GaeanetError as error:
+        facts.notes.append(f"Its images cannot be shown: {error}")
+    return facts
+
+
+def _of_search(facts: RunFacts, source: Source | None, images: bool) -> RunFacts:
+    """What there is to say of a search beside its log: it leaves a genotype, and no network to evaluate."""
+    if not images:
+        return facts
+    try:
+        if source is None:
+            source, _ = image_shares(open_source(facts.experiment), facts.experiment.hyperparameters)
+        facts.samples = samples(source, facts.experiment.hyperparameters)
+        facts.classes = unique_names(source.catalog.classes, source.catalog.class_names)
+    except GaeanetError as error:
+        facts.notes.append(f"Its images cannot be shown: {error}")
+    return facts
+
+
+def write_page(runs: Sequence[RunFacts], path: Path) -> None:
+    """Writes the report, replaced in one step; raises `RunError` where that cannot be done."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page(runs), encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot write the report: {reason(error)}") from None

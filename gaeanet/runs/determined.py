@@ -1,0 +1,261 @@
+"""A run as a trial on a Determined cluster. The only file that imports determined, and it does so on a cluster only."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from gaeanet import __version__
+from gaeanet.artifacts import checkpoint
+from gaeanet.config.experiment import Experiment, experiment_from
+from gaeanet.runs.local import Checkpoint, LocalContext
+from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
+from gaeanet.artifacts.directory import CONFIG, GENOTYPE, METRICS, TENSORBOARD, read_log
+
+TIME_METRIC = "epochs"
+"""What a searcher's `time_metric` is called; Determined's web UI also draws against it."""
+
+
+def read_experiment() -> Experiment:
+    """The experiment of this trial: its `data` block, and the hyperparameters as the searcher chose them.
+
+    Raises:
+        RequestError: determined is missing, or a key or value is wrong.
+    """
+    info = _determined().get_cluster_info()
+    if info is None:
+        raise RequestError("DET_TASK_TYPE says that this is a trial, but /run/determined does not: unset it")
+    experiment = experiment_from(
+        {"name": f"trial-{info.trial.trial_id}", "data": info.user_data, "hyperparameters": info.trial.hparams}
+    )
+    if experiment.hyperparameters.checkpoint_bucket is not None:
+        raise RequestError(
+            "experiment: hyperparameters.checkpoint_bucket: a cluster keeps checkpoints where checkpoint_storage says: "
+            "set that, and this to null"
+        )
+    return experiment
+
+
+def metrics_of(line: dict[str, Any]) -> dict[str, float]:
+    """What the master is told of a line of the log: its finite numbers under their names, and `TIME_METRIC`."""
+    numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    return {**numbers, TIME_METRIC: line["epoch"]}
+
+
+class DeterminedContext(LocalContext):
+    """A trial: the master takes its metrics and says when to stop; its directory ends with its container.
+
+    Checkpoints are stored where the experiment's `checkpoint_storage` says, in the format of all others and with the
+    log and the experiment file beside them, so that one that was downloaded is as good as a run directory.
+    """
+
+    def __init__(self, run_dir: Path, start: Path | None = None) -> None:
+        super().__init__(run_dir, start=start)
+        determined = _determined()
+        core = determined.core
+        self._newest: str | None = determined.get_cluster_info().latest_checkpoint
+        self._resumed = False
+        self._told: dict[str, int] = {}
+        self._epochs = 1
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        try:
+            self._core = core.init(
+                distributed=core.DistributedContext.from_torch_distributed() if "WORLD_SIZE" in os.environ else None,
+                # The loop agrees after each step whether to stop; asking all through determined would cost more.
+                preempt_mode=core.PreemptMode.ChiefOnly,
+                # Without it determined writes files of its own, with a package (tensorboard) that it does not bring.
+                tensorboard_mode=core.TensorboardMode.MANUAL,
+            )
+            self._core.start()
+        except Exception as error:
+            raise RunError(f"cannot join the cluster as a trial: {reason(error)}; is its master reachable?") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._aside.shutdown()
+            if self.processes.is_first and any(self._core.train.get_tensorboard_path().glob("*")):
+                time.sleep(1)  # determined copies once a second at most, and passes over what it is asked in between
+                self._core.train.upload_tensorboard_files()
+            self._core.close(kind, error, trace)
+        except Exception as problem:
+            message = (
+                f"the master did not take the last metrics: {_words(problem)}; started again, the trial repeats them"
+            )
+            if error is None or isinstance(error, Preempted):
+                raise RunError(message) from problem
+            _note(message)
+        finally:
+            super().__exit__(kind, error, trace)
+
+    def begin(self, experiment: Experiment, batches: int) -> None:
+        super().begin(experiment, batches)
+        self._epochs = experiment.hyperparameters.epochs
+        failure = None
+        if self.processes.is_first:
+            self._link_tensorboard()
+            for line in self._untold(batches):
+                failure = failure or self._tell(line)
+        self._agree(failure)
+
+    def report(self, line: dict[str, Any]) -> None:
+        super().report(line)
+        failure = None
+        if self.processes.is_first:
+            failure = self._tell(line)
+            # Aside, since it waits for an answer: a master that is away for minutes must not hold the training up.
+            fraction = min(1.0, line["epoch"] / self._epochs)
+            self._aside.submit(self._core.train.report_progress, fraction).add_done_callback(_note_failed_progress)
+            self._core.train.upload_tensorboard_files()
+        self._agree(failure)
+
+    def save(
+        self,
+        step: int,
+        tensors: dict[str, dict[str, Tensor]],
+        state: checkpoint.State,
+        *,
+        best: int | None,
+        keep: set[int],
+        keep_latest: int,
+        note: Callable[[str], None],
+    ) -> None:
+        """Stores a checkpoint from the first process; which ones stay is `checkpoint_storage`'s to say."""
+        failure = None
+        if self.processes.is_first:
+            try:
+                self._newest = self._store(step, tensors, state)
+            except RunError as error:
+                failure = str(error)
+            except Exception as error:
+                failure = (
+                    f"the cluster did not store the checkpoint of step {step}: {_words(error)}; earlier ones are whole"
+                )
+        self._agree(failure)
+        self._newest = self.processes.from_first(self._newest)
+
+    def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
+        if self._newest is None:
+            return super().latest(note)
+        try:
+            with self._core.checkpoint.restore_path(self._newest) as path:
+                tensors, state = checkpoint.load(path)
+                self._bring_log(path)
+        except GaeanetError:
+            raise
+        except Exception as error:
+            raise RunError(f"checkpoint {self._newest} cannot be fetched: {_words(error)}") from error
+        self._resumed = True
+        note(f"goes on from checkpoint {self._newest}")
+        return Path(self._newest), tensors, state
+
+    def asked_to_stop(self) -> bool:
+        return self.processes.is_first and self._core.preempt.should_preempt(auto_ack=False) is True
+
+    def stopped(self, step: int, signal: str) -> Stopped:
+        """Tells the master, who wants this only once the state is safe, that the trial wishes to go on some time."""
+        failure = None
+        preempted = self.asked_to_stop()
+        if preempted:
+            try:
+                self._core.preempt.acknowledge_preemption_signal()
+            except Exception as error:
+                failure = (
+                    f"the master did not hear that step {step} is saved as checkpoint {self._newest}: {_words(error)}"
+                )
+        self._agree(failure)
+        if self.processes.from_first(preempted):
+            return Preempted(f"stopped by the cluster after step {step}, saved as checkpoint {self._newest}")
+        return Stopped(
+            f"stopped by {signal} after step {step}, saved as checkpoint {self._newest}: the cluster starts the trial "
+            "again from there while max_restarts allows it"
+        )
+
+    def whereabouts(self) -> str:
+        return f"the last checkpoint, with log and experiment file: det checkpoint download {self._newest}"
+
+    def _tell(self, line: dict[str, Any]) -> str | None:
+        """Reports a line to the master; returns in words what went wrong with an earlier one."""
+        kind, step = line["kind"], line["batches"]
+        if step <= self._told.get(kind, -1):  # after a rewind: the master takes a step once
+            return None
+        metrics, train = metrics_of(line), self._core.train
+        if left_out := [key for key, value in line.items() if isinstance(value, float) and key not in metrics]:
+            _note(f"step {step}: {', '.join(left_out)} not finite, and left out of what the master is told")
+        try:
+            (train.report_validation_metrics if kind == "validation" else train.report_training_metrics)(step, metrics)
+        except Exception as error:
+            return (
+                f"the master did not take metrics reported before step {step}: {_words(error)}; started again, the "
+                "trial repeats them from its last checkpoint"
+            )
+        self._told[kind] = step
+        return None
+
+    def _untold(self, batches: int) -> list[dict[str, Any]]:
+        """Lines of the log, up to that step, of which the master may not know.
+
+        Of another run's it knows nothing. Of its own it may have refused the last ones: what it is told travels aside,
+        and a refusal can show as late as after the next checkpoint.
+        """
+        log = read_log(self.metrics_path)
+        validated = [line["batches"] for line in log if line["kind"] == "validation" and line["batches"] < batches]
+        since = max(validated, default=0) if self._resumed else 0
+        return [line for line in log if line["batches"] >= since]
+
+    def _store(self, step: int, tensors: dict[str, dict[str, Tensor]], state: checkpoint.State) -> str:
+        draft = self.run_dir / "checkpoint"
+        checkpoint.write(draft, step, tensors, state)
+        for name in (METRICS, CONFIG, GENOTYPE):
+            if (self.run_dir / name).exists():
+                shutil.copyfile(self.run_dir / name, draft / name)
+        metadata = {"steps_completed": step, "format": f"gaeanet-{checkpoint.FORMAT}", "gaeanet": __version__}
+        uuid = str(self._core.checkpoint.upload(draft, metadata))
+        shutil.rmtree(draft)
+        return uuid
+
+    def _link_tensorboard(self) -> None:
+        """Makes the run's tensorboard directory the one that determined copies to the checkpoint storage."""
+        link, target = self.run_dir / TENSORBOARD, Path(self._core.train.get_tensorboard_path())
+        target.mkdir(parents=True, exist_ok=True)
+        if link.is_dir() and not link.is_symlink():
+            shutil.copytree(link, target, dirs_exist_ok=True, copy_function=shutil.copyfile)
+            shutil.rmtree(link)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target, target_is_directory=True)
+
+
+def _determined() -> Any:
+    try:
+        import determined
+        import determined.core
+    except ImportError as error:
+        raise RequestError(
+            f"a cluster runs this as a trial, but its task image has no package determined ({reason(error)}): install "
+            "gaeanet[determined] there, or do not set DET_SKIP_PIP_INSTALL"
+        ) from None
+    return determined
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {reason(error)}"
+
+
+def _note(text: str) -> None:
+    print(f"gaeanet: {text}", file=sys.stderr, flush=True)
+
+
+def _note_failed_progress(future: Future[None]) -> None:
+    if error := future.exception():
+        _note(f"the master does not show progress: {reason(error)}; training goes on")

@@ -1,0 +1,1 @@
+"""The machine and the process: devices, process groups, signals, names, imports."""

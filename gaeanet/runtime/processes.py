@@ -1,0 +1,121 @@
+"""The processes that share a run: joining them, agreeing, and asking them to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from gaeanet.runtime.rendezvous import fresh_store
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Processes:
+    """The processes that torchrun (or a cluster's launcher) started for this run, or this one alone.
+
+    Attributes:
+        rank, local_rank, world_size: This process among them.
+        device: Where this process computes.
+    """
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = default_device(self.local_rank)
+        self._control: dist.ProcessGroup | None = None
+        if "WORLD_SIZE" in os.environ:
+            store, _, _ = next(rendezvous("env://"))
+            store = fresh_store(PrefixStore("gaeanet", store), self.rank, self.world_size)
+            on_gpu = self.device.type == "cuda"
+            if on_gpu:
+                torch.cuda.set_device(self.device)
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=store,
+                rank=self.rank,
+                world_size=self.world_size,
+                device_id=self.device if on_gpu else None,
+            )
+            # Agreements travel between CPUs, so that they never wait for a GPU's queue.
+            control = dist.new_group(backend="gloo")
+            assert isinstance(control, dist.ProcessGroup)  # not a member only of groups of some ranks
+            self._control = control
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on the device, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Gives every process the first one's tensors, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on at least one process; every process has to ask."""
+        if self.world_size == 1:
+            return flag
+        flags = torch.tensor([int(flag)])
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(flags.item())
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's `value` (plain data), on every process."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, group=self._control)
+        return box[0]
+
+    def leave(self) -> None:
+        """Takes this process out of the group."""
+        if self._control is not None and dist.is_initialized():
+            dist.destroy_process_group()
+            self._control = None
+
+
+class StopRequest:
+    """Notices the signals by which schedulers and people ask a run to stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in STOP_SIGNALS:
+            self._previous[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _notice(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number).name
+
+
+def default_device(local_rank: int = 0) -> torch.device:
+    """The best device of this machine for the process `local_rank` on it."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank)
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")

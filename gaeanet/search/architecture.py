@@ -1,0 +1,146 @@
+"""The architecture: weights on simplices, and the steps that move them.
+
+GAEA (Li et al. 2020, arXiv 2004.07802, section 3) keeps the weights themselves and moves them by mirror descent with
+the entropy's mirror map, which is exponentiated gradient: p <- p * exp(-rate * gradient), each row normalised. The
+baselines keep logits behind a softmax and move them with Adam, as DARTS and PC-DARTS do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gaeanet.cells.space import CANDIDATES, CELLS, EDGES, INTO, CellWeights, Weights
+from gaeanet.config.search import Search
+
+SMALLEST = 1e-5
+"""Weights are raised to this before they are normalised, so that none is ever lost."""
+
+BETAS, WEIGHT_DECAY = (0.5, 0.999), 1e-3
+"""Of the baselines' Adam, as in the DARTS and PC-DARTS scripts."""
+
+Mixture = Sequence[Tensor]
+"""Operation weights (edges, candidates) of the normal and the reduction cell, then their edge weights (edges,)."""
+
+
+def exponentiated_gradient(weights: Tensor, gradient: Tensor, rate: float) -> Tensor:
+    """One step of mirror descent on each row's simplex; constants added to a row's gradient make no difference.
+
+    Args:
+        weights: Positive rows that sum to 1, (rows, n).
+        gradient: Of the loss, (rows, n).
+    """
+    # In logarithms no gradient is too large: exp alone would overflow where a softmax does not.
+    relative = gradient - gradient.mean(-1, keepdim=True)
+    moved = torch.softmax(weights.log() - rate * relative, dim=-1).clamp(min=SMALLEST)
+    return moved / moved.sum(-1, keepdim=True)
+
+
+def entropy(rows: Tensor) -> Tensor:
+    """Of each row of a simplex in nats, (rows,): log(n) where all are equal, 0 where one has everything."""
+    return -torch.xlogy(rows, rows).sum(-1)
+
+
+class Architecture:
+    """What the search knows of both cells.
+
+    Attributes:
+        parameters: What learns: weights (`gaea`) or logits; each cell's operations (edges, candidates), then, unless
+            the method is `darts`, each cell's edges (edges,). They start uniform.
+    """
+
+    def __init__(self, search: Search, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self._method, self._rate = search.method, search.rate
+        self._device, self._dtype = device, dtype
+        operations = torch.zeros(len(EDGES), len(CANDIDATES), device=device, dtype=dtype)
+        edges = torch.zeros(len(EDGES), device=device, dtype=dtype)
+        if self._method == "gaea":
+            operations.fill_(1 / len(CANDIDATES))
+            for into in INTO:
+                edges[list(into)] = 1 / len(into)
+        kinds = [operations] * 2 + [edges] * 2 * (self._method != "darts")
+        self.parameters = [kind.clone().requires_grad_() for kind in kinds]
+        self._adam: torch.optim.Adam | None = None
+        if self._method != "gaea":
+            self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
+
+    def mixture(self) -> Mixture:
+        """The weights that multiply operations and edges; gradients reach `parameters` through them."""
+        operations, edges = self.parameters[:2], self.parameters[2:]
+        if self._method == "gaea":
+            return [*operations, *edges]
+        operations = [torch.softmax(logits, dim=1) for logits in operations]
+        if self._method == "darts":
+            ones = torch.ones(len(EDGES), device=self._device, dtype=self._dtype)
+            return [*operations, ones, ones]
+        return [*operations, *(torch.cat([part.softmax(0) for part in _by_node(logits)]) for logits in edges)]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
+        """Moves the parameters by the loss's gradients with regard to them, at `scale` times the learning rate."""
+        if self._adam is not None:
+            for group in self._adam.param_groups:
+                group["lr"] = self._rate * scale
+            for parameter, gradient in zip(self.parameters, gradients):
+                parameter.grad = gradient
+            self._adam.step()
+            self._adam.zero_grad()
+            return
+        rate = self._rate * scale
+        for parameter, gradient in zip(self.parameters, gradients):
+            if parameter.dim() == 2:
+                parameter.copy_(exponentiated_gradient(parameter, gradient, rate))
+            else:
+                pairs = zip(_by_node(parameter), _by_node(gradient))
+                parameter.copy_(torch.cat([exponentiated_gradient(p, g, rate) for p, g in pairs]))
+
+    @torch.no_grad()
+    def weights(self) -> Weights:
+        """The mixture in plain numbers."""
+        normal, reduce, *edges = (part.tolist() for part in self.mixture())
+        return {cell: CellWeights(rows, ends) for cell, rows, ends in zip(CELLS, (normal, reduce), edges)}
+
+    @torch.no_grad()
+    def entropies(self) -> tuple[float, float]:
+        """Mean entropy in nats of the operations' simplices, and of the edges' (0 where the method has none)."""
+        *operations, normal, reduce = self.mixture()
+        edges = 0.0
+        if self._method != "darts":
+            edges = float(torch.cat([entropy(p[None]) for e in (normal, reduce) for p in _by_node(e)]).mean())
+        return float(entropy(torch.cat(list(operations))).mean()), edges
+
+    def saved(self) -> dict[str, Tensor]:
+        """Everything by name, as a checkpoint keeps it."""
+        tensors = {f"{number}": parameter.detach().clone() for number, parameter in enumerate(self.parameters)}
+        if self._adam is not None:
+            for number, values in self._adam.state_dict()["state"].items():
+                tensors |= {f"{number}.{name}": value.detach().clone() for name, value in values.items()}
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes over what `saved` gave; raises KeyError or RuntimeError where it is another method's."""
+        for number, parameter in enumerate(self.parameters):
+            parameter.copy_(tensors[f"{number}"])
+        if self._adam is not None:
+            moments: dict[int, dict[str, Any]] = {}
+            for name, value in tensors.items():
+                place, _, what = name.partition(".")
+                if what:
+                    moments.setdefault(int(place), {})[what] = value.clone()
+            self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
+
+
+def _by_node(edges: Tensor) -> Sequence[Tensor]:
+    """A value for each edge (edges,), in parts of those into one node."""
+    parts: Sequence[Tensor] = edges.split([len(into) for into in INTO])
+    return parts
+
+
+def mixture_of(weights: Weights, device: torch.device, dtype: torch.dtype = torch.float32) -> Mixture:
+    """A mixture from plain numbers."""
+    rows = [weights[cell].operations for cell in CELLS] + [weights[cell].edges for cell in CELLS]
+    return [torch.tensor(row, device=device, dtype=dtype) for row in rows]

@@ -1,0 +1,28 @@
+"""What a search leaves: genotype.json, the cell with its origin. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gaeanet.cells.genotype import Genotype
+from gaeanet.errors import RunError, reason
+
+
+def write_genotype(path: Path, genotype: Genotype, facts: dict[str, Any]) -> None:
+    """Writes a genotype with further facts about it, replaced in one step; `read_genotype` reads it.
+
+    Raises:
+        RunError: It cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    values = {**genotype.to_dict(), **facts}
+    text = "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()) + "\n}\n"
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot write what the search has found: {reason(error)}") from None

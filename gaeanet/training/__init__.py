@@ -1,0 +1,1 @@
+"""Training a network: the loop, the step, and what is said meanwhile."""

@@ -1,0 +1,383 @@
+"""The loop of every run, on one screen: steps, lines of the log, validations, checkpoints, stops and rewinds.
+
+What is trained, and what there is to say of it, is a `Job`: `train.py` has that of a network, `search/job.py` that of a
+supernet and its architecture.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from gaeanet.artifacts.directory import CURVE, REPORT, read_log
+from gaeanet.config.experiment import Experiment, Hyperparameters
+from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform
+from gaeanet.data.loading.loader import Batch, Batches, training_batches, validation_batches
+from gaeanet.data.loading.read_errors import Trouble
+from gaeanet.data.loading.workers import usable_workers
+from gaeanet.data.sources.order import batch_of, step_seed, steps_per_epoch
+from gaeanet.data.sources.source import Source
+from gaeanet.errors import RunError, reason
+from gaeanet.evaluation.meter import Totals, evaluate
+from gaeanet.optim import schedules
+from gaeanet.report.curves import draw_curves
+from gaeanet.runs.local import LocalContext
+from gaeanet.runs.trackers import Sinks
+from gaeanet.runtime import devices
+from gaeanet.runtime.processes import Processes, StopRequest
+from gaeanet.training.display import Display
+from gaeanet.training.preflight import check_open_files, check_shared_memory
+from gaeanet.training.state import RunState
+
+REPORTS_PER_EPOCH = 10
+MAX_REWINDS = 5
+
+
+class Job(ABC):
+    """What a run works at.
+
+    Attributes:
+        source: The images that the weights learn from, and those that they are validated on.
+        state: What changes on the way.
+        steps: Steps of an epoch.
+    """
+
+    state: RunState
+
+    def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
+        self.experiment, self.source, self.processes = experiment, source, processes
+        self.steps = steps_per_epoch(len(source.catalog.train), experiment.hyperparameters.global_batch_size)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return self.experiment.hyperparameters
+
+    @property
+    def progress(self) -> float:
+        """Where the schedule is, in epochs; not the position in the data: a skipped step does not move it."""
+        return self.state.updates / self.steps
+
+    @abstractmethod
+    def plan(self, context: LocalContext) -> list[str]:
+        """What is about to happen, before the first step."""
+
+    @abstractmethod
+    def step(self, batch: Batch, learning_rate: float) -> None:
+        """One step on this process's share of a global batch."""
+
+    def start(self) -> list[str]:
+        """Prepares the weights of a run that has no checkpoint; returns what there is to say about it."""
+        return []
+
+    def batches(self, trouble: Trouble) -> Iterator[Batch]:
+        """Training batches from where the state is to the end of the run."""
+        return trouble.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches))
+
+    def stream(
+        self, source: Source, seed: int, done: int, *, epochs: int | None = None, workers: int | None = None
+    ) -> Batches:
+        """This process's share of a source's training batches, after `done` of them."""
+        hp = self.hyperparameters
+        steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
+        return training_batches(
+            source,
+            TrainingTransform(hp),
+            global_batch=hp.global_batch_size,
+            epochs=epochs or hp.epochs,
+            seed=seed,
+            start=divmod(done, steps),
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            workers=usable_workers(self.experiment.data.num_workers_train) if workers is None else workers,
+            pin_memory=self.processes.device.type == "cuda",
+            max_bad=self.experiment.data.max_bad,
+            repeats=hp.repeated_augmentation,
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """What a training line says beside the columns of all runs."""
+        return {}
+
+    def end_epoch(self, context: LocalContext) -> list[str]:
+        """Whatever is to be done after an epoch's last step, before its training line; returns what to tell."""
+        return []
+
+    def is_last(self, epochs: int) -> bool:
+        """Whether the run ends after this many epochs."""
+        return epochs == self.hyperparameters.epochs
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What a validation counts, by the prefix of its columns in the log."""
+        return self.state.networks
+
+    def closing_words(self, context: LocalContext) -> list[str]:
+        """What came of it, and where it is."""
+        return [context.whereabouts()]
+
+
+def run(
+    make: Callable[[Experiment, Source, Processes], Job], experiment: Experiment, source: Source, context: LocalContext
+) -> None:
+    """Works at a job, from the newest checkpoint of `context` if there is one.
+
+    Raises:
+        RequestError: Precision or compilation cannot be had here, or the checkpoint is of another experiment.
+        RunError: The run failed on the way; the message says where.
+        Stopped: A signal asked the run to stop; its state is saved.
+    """
+    hp = experiment.hyperparameters
+    marker = "[generated images]" if source.generated else ""
+    check_open_files(experiment)
+    check_shared_memory(experiment)
+    with Display(marker, silent=not context.processes.is_first) as display, StopRequest() as stop:
+        job = make(experiment, source, context.processes)
+        state = job.state
+        notes = list(source.notes)
+        found = context.latest(notes.append)
+        if found:
+            notes += state.load(*found)
+        else:
+            notes += job.start()
+        context.begin(experiment, state.batches)
+        sinks = Sinks(hp.track if context.processes.is_first else [], display.say)
+        epochs, rest = divmod(state.batches, job.steps)
+        if not rest and job.is_last(epochs) and state.validated_at == state.batches:
+            display.say(f"{context.run_dir}: finished after {epochs} epochs, nothing to do")
+            return
+        for sentence in [*job.plan(context), *notes]:
+            display.say(sentence)
+        if not found:
+            _save(state, context, hp, display)  # shows at once whether there is room
+            context.finish()
+        display.begin(hp.epochs, job.steps, _validations_left(job))
+        sinks.begin(context.run_dir, state.batches)
+        going = _Run(job, context, display, stop, sinks)
+        try:
+            while not going.to_the_end():
+                display.say(going.rewind())
+        finally:
+            sinks.close()
+        context.finish()
+        for sentence in job.closing_words(context):
+            display.say(sentence)
+
+
+class _Run:
+    """The steps from wherever the state is to the end, or to a divergence that asks for a rewind."""
+
+    def __init__(
+        self,
+        job: Job,
+        context: LocalContext,
+        display: Display,
+        stop: StopRequest,
+        sinks: Sinks,
+    ) -> None:
+        self.job, self.experiment, self.source = job, job.experiment, job.source
+        self.context, self.display, self.stop, self.sinks = context, display, stop, sinks
+        self.state, self.steps = job.state, job.steps
+        self.report_every = max(1, job.steps // REPORTS_PER_EPOCH)
+        self.trouble = Trouble(job.experiment.data.max_bad, display.say)
+        self.line: dict[str, Any] | None = None
+        self.clock = time.monotonic()
+        self.next_drawing = 0.0
+
+    def to_the_end(self) -> bool:
+        """Trains; False asks for a rewind."""
+        hp, state, steps, job = self.experiment.hyperparameters, self.state, self.steps, self.job
+        self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
+        for batch in job.batches(self.trouble):
+            rate = state.rate_scale * _learning_rate(job.progress, hp)
+            devices.seed_draws(self._seed(batch), self.context.processes.device)
+            job.step(batch, rate)
+
+            if state.bad_steps >= hp.max_bad_steps:
+                return self._diverged(batch, rate)
+            epochs, rest = divmod(state.batches, steps)
+            words = job.end_epoch(self.context) if not rest else []
+            if state.batches % self.report_every == 0 or not rest:
+                self._report(rate)
+            for sentence in words:
+                self.display.say(sentence)
+            self.display.step(batch.epoch, batch.step, self.line)
+            if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
+                _save(state, self.context, hp, self.display)
+            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
+                self._stop()
+            if not rest and job.is_last(epochs):
+                break
+        return True
+
+    def _seed(self, batch: Batch) -> int:
+        seed = self.experiment.hyperparameters.seed
+        return step_seed(seed, batch.epoch, batch.step, self.context.processes.rank)
+
+    def _report(self, rate: float) -> None:
+        """A training line: means since the last one; the loss is smoothed as trained, without the tower's."""
+        state = self.state
+        totals = Totals.of(self.context.processes.sum(state.meter.sums.clone()))
+        state.meter.reset()
+        self.clock, began = time.monotonic(), self.clock
+        self.line = {
+            **self._where("train"),
+            **totals.metrics(),
+            "learning_rate": rate,
+            **self.job.columns(),
+            "skipped_steps": state.skipped,
+            "images_per_second": totals.samples / (self.clock - began),
+            **self._troubles(),
+        }
+        self.context.report(self.line)
+        self.sinks.line(self.line)
+        self.display.report(self.line)
+
+    def _validate_if_due(self) -> bool:
+        hp, state = self.experiment.hyperparameters, self.state
+        epochs, rest = divmod(state.batches, self.steps)
+        if rest or not epochs or not _validates(epochs, self.job) or state.validated_at == state.batches:
+            return False
+        self.display.validating()
+        state.agree_on_statistics()
+        line = self._validation()
+        self.context.report(line)
+        self.sinks.line(line)
+        self.display.report(line)
+        state.note_validation(line)
+        _save(state, self.context, hp, self.display)
+        if self.context.processes.is_first:
+            self._draw(last=self.job.is_last(epochs))
+        self.clock = time.monotonic()
+        return True
+
+    def _draw(self, last: bool) -> None:
+        """Draws the curve again, unless validations come so fast that drawing would take more than a twentieth."""
+        began = time.monotonic()
+        if last or began >= self.next_drawing:
+            _draw(self.context, self.display)
+            self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
+        if last:
+            _write_report(self.context, self.source, self.display)
+
+    def _validation(self) -> dict[str, Any]:
+        """A validation line: the whole split, counted with each of the job's networks."""
+        hp, processes = self.experiment.hyperparameters, self.context.processes
+        batches = validation_batches(
+            self.source,
+            ValidationTransform(hp.image_size),
+            batch=min(hp.global_batch_size, 256),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            workers=usable_workers(self.experiment.data.num_workers_val),
+            pin_memory=processes.device.type == "cuda",
+        )
+        networks = self.job.networks()
+        meters = evaluate(list(networks.values()), self.trouble.watch(batches), processes.device)
+        line = self._where("validation")
+        for prefix, meter in zip(networks, meters):
+            totals = Totals.of(processes.sum(meter.sums))
+            line |= totals.metrics(prefix) if prefix else {"count": totals.samples, **totals.metrics()}
+        return {**line, "read_retries": self._troubles()["read_retries"]}
+
+    def _troubles(self) -> dict[str, int]:
+        """Requests repeated and images passed over since the last call, on all processes."""
+        counts = self.trouble.line()
+        sums = self.context.processes.sum(torch.tensor(list(counts.values()), device=self.context.processes.device))
+        return dict(zip(counts, map(int, sums.tolist())))
+
+    def _where(self, kind: str) -> dict[str, Any]:
+        """What every line of the log begins with."""
+        catalog, batches = self.source.catalog, self.state.batches
+        data = "generated" if self.source.generated else "imagenet" if catalog.is_imagenet else "photographs"
+        images = batches * self.experiment.hyperparameters.global_batch_size
+        where = {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
+        return where if self.source.minival is None else {**where, "minival": self.source.minival}
+
+    def _stop(self) -> None:
+        if self.state.validated_at != self.state.batches:
+            _save(self.state, self.context, self.experiment.hyperparameters, self.display)
+        self.context.finish()
+        raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
+
+    def _diverged(self, batch: Batch, rate: float) -> bool:
+        hp = self.experiment.hyperparameters
+        if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
+            return False
+        order = self.source.epoch_order(hp.seed, batch.epoch)
+        indices, _ = batch_of(order, batch.step, hp.global_batch_size, hp.repeated_augmentation)
+        names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
+        raise RunError(
+            f"{self.state.bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
+            f"{self.state.batches / self.steps:.2f}, learning rate {rate:.4g}, images {names}, ...): lower "
+            "hyperparameters.learning_rate or set on_divergence to rewind; the checkpoints before are whole"
+        )
+
+    def rewind(self) -> str:
+        """Goes back to the last checkpoint, at half the rate from there on; returns what it did in words."""
+        state, scale, where = self.state, self.state.rate_scale / 2, self.state.batches
+        found = self.context.latest(self.display.say)
+        if found is None:
+            raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is whole enough to go back to")
+        state.load(*found)
+        state.rate_scale = scale
+        self.context.begin(self.experiment, state.batches)
+        self.sinks.begin(self.context.run_dir, state.batches)
+        self.clock = time.monotonic()
+        return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
+
+
+def _save(state: RunState, context: LocalContext, hp: Hyperparameters, display: Display) -> None:
+    tensors, values = state.saved()
+    ranked = [entry["batches"] for entry in state.best]
+    context.save(
+        state.batches,
+        tensors,
+        values,
+        best=ranked[0] if ranked else None,
+        keep=set(ranked),
+        keep_latest=hp.keep_latest,
+        note=display.say,
+    )
+
+
+def _draw(context: LocalContext, display: Display) -> None:
+    """Draws the curve again; a picture that fails must never end a run."""
+    try:
+        draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
+    except Exception as error:
+        display.say(f"{CURVE} is not drawn: {reason(error)}")
+
+
+def _write_report(context: LocalContext, source: Source, display: Display) -> None:
+    """Writes the run's page; one that fails must never end a run."""
+    try:
+        from gaeanet.report.gather import gather, write_page
+
+        write_page([gather(context.run_dir, context.run_dir.name, source=source)], context.run_dir / REPORT)
+    except Exception as error:
+        display.say(f"{REPORT} is not written: {reason(error)}")
+
+
+def _validates(epochs_done: int, job: Job) -> bool:
+    return epochs_done % job.hyperparameters.validate_every == 0 or job.is_last(epochs_done)
+
+
+def _validations_left(job: Job) -> int:
+    done = job.state.batches // job.steps
+    return sum(_validates(epochs, job) for epochs in range(done + 1, job.hyperparameters.epochs + 1))
+
+
+def _learning_rate(progress: float, hp: Hyperparameters) -> float:
+    return schedules.learning_rate(
+        progress,
+        scheduler=hp.lr_scheduler,
+        base=hp.learning_rate,
+        epochs=hp.epochs,
+        warmup_epochs=hp.warmup_epochs,
+        gamma=hp.lr_gamma,
+        decay_every=hp.lr_decay_every,
+    )

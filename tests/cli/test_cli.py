@@ -1,0 +1,78 @@
+"""The command line: help and refusals at once, in one line, before any training."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import Result
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+
+
+def test_help_and_version(gaeanet: Run) -> None:
+    assert "train" in gaeanet("--help").out
+    assert "--resume" in gaeanet("train", "--help").out
+    assert gaeanet("--version").out.startswith("gaeanet 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND; see gaeanet --help"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "train: name the experiment file, for example gaeanet train const.yaml"),
+        (["train", "none.yaml"], "none.yaml: cannot read the experiment file: no such file or directory"),
+        (["train", "tiny.yaml", "--dta", "x"], "unrecognized arguments: --dta x"),
+        (["train", "tiny.yaml", "--data", "nowhere"], "data.location: nowhere does not exist"),
+        (["train", "tiny.yaml", "--data", ""], "--data is empty"),
+        (["train", "tiny.yaml", "--data", "ftp://x/y"], "data.location: ftp://x/y"),
+        (
+            ["train", "tiny.yaml", "--run-dir", "tiny.yaml/x"],
+            "tiny.yaml/x: cannot write the run there: not a directory",
+        ),
+        (["train", "tiny.yaml", "--set", "hyperparameters.epochs=x"], "hyperparameters.epochs: must be a whole number"),
+        (["train", "tiny.yaml", "--set", "hyperparameters.genotype=darts"], "did you mean darts-v"),
+    ],
+)
+def test_every_refusal_is_one_line_and_exit_code_2(
+    gaeanet: Run, experiment_file: Write, arguments: list[str], message: str
+) -> None:
+    experiment_file()
+    result = gaeanet(*arguments)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert result.err.startswith("gaeanet: ")
+    assert result.out == ""
+
+
+def test_help_and_refusals_come_without_torch(experiment_file: Write, t3: Path) -> None:
+    config = experiment_file()
+    wrong_classes = experiment_file(name="wrong", num_classes=4)
+    for arguments in (["--help"], ["train", "none.yaml"], ["train", str(wrong_classes), "--data", str(t3)]):
+        code = f"from gaeanet.cli.main import main\nimport sys\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
+        code += "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        begin = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=config.parent)
+        assert time.monotonic() - begin < 3
+
+
+def test_a_refused_run_leaves_nothing_behind(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:
+    assert gaeanet("train", experiment_file(num_classes=4), "--data", t3).code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_field_report_38_a_missing_place_trains_on_nothing(
+    gaeanet: Run, experiment_file: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
+    for arguments in (["--data", ""], ["--data", "/no/such/place"], ["--set", "data.bucket_name="]):
+        result = gaeanet("train", experiment_file(data={"location": "gone"}), *arguments)
+        assert result.code == 2, arguments
+    assert not (tmp_path / "runs").exists()

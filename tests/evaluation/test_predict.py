@@ -1,0 +1,97 @@
+"""`gaeanet predict`: images, directories and standard input in, names with probabilities out."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import Result, TinyRun
+
+from gaeanet.artifacts.find import find
+from gaeanet.data.images.decode import to_pixels
+from gaeanet.data.images.transforms import ValidationTransform, normalize
+
+Run = Callable[..., Result]
+
+
+class Input:
+    """Standard input that holds these bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.out.splitlines()]
+
+
+def test_the_probabilities_are_the_networks(gaeanet: Run, tiny_run: TinyRun) -> None:
+    images = sorted((tiny_run.data / "val").rglob("*.JPEG"))
+    rows = rows_of(gaeanet("predict", tiny_run.run, tiny_run.data / "val", "--json", "--batch-size", 4))
+    assert [row["image"] for row in rows] == [str(path) for path in images]
+    trained = find(tiny_run.run)
+    network = trained.network(trained.preferred)
+    for row, path in zip(rows[:3], images):
+        with torch.inference_mode():
+            logits = network(normalize(ValidationTransform(32)(to_pixels(path.read_bytes()))[None]))
+        shares = logits.softmax(1)[0]
+        assert [guess["index"] for guess in row["top"]] == shares.argsort(descending=True).tolist()
+        assert [guess["probability"] for guess in row["top"]] == pytest.approx(
+            shares.sort(descending=True).values.tolist(), abs=1e-5
+        )
+        assert row["top"][0]["class"] == f"n{row['top'][0]['index']:08d}"
+
+
+def test_words_for_people(gaeanet: Run, tiny_run: TinyRun) -> None:
+    image = next((tiny_run.data / "val").rglob("*.JPEG"))
+    lines = gaeanet("predict", tiny_run.run, image, "--top", 2).out.splitlines()
+    assert lines[0] == str(image)
+    assert len(lines) == 3
+    assert " %  n0000000" in lines[1]
+
+
+def test_standard_input_holds_names_or_an_image(
+    gaeanet: Run, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted((tiny_run.data / "val").rglob("*.JPEG"))[:3]
+    direct = rows_of(gaeanet("predict", tiny_run.run, *images, "--json"))
+    monkeypatch.setattr(sys, "stdin", Input("".join(f"{path}\n" for path in images).encode()))
+    assert rows_of(gaeanet("predict", tiny_run.run, "-", "--json")) == direct
+    monkeypatch.setattr(sys, "stdin", Input(images[0].read_bytes()))
+    (row,) = rows_of(gaeanet("predict", tiny_run.run, "-", "--json"))
+    assert row == {**direct[0], "image": "standard input", "top": row["top"]}
+    assert row["top"][0]["index"] == direct[0]["top"][0]["index"]
+
+
+def test_an_image_that_does_not_decode_is_named_and_the_others_are_told(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"nothing")
+    image = next((tiny_run.data / "val").rglob("*.JPEG"))
+    result = gaeanet("predict", tiny_run.run, "bad.jpg", image, "--json")
+    assert result.code == 1
+    rows = rows_of(result)
+    assert rows[0] == {"image": "bad.jpg", "error": "not an image"}
+    assert len(rows[1]["top"]) == 3
+    assert result.err == "gaeanet: bad.jpg: not an image\ngaeanet: 1 of 2 images could not be read\n"
+
+
+def test_each_wrong_request_gets_one_clear_line(gaeanet: Run, tiny_run: TinyRun, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in [
+        (["nowhere", "x.jpg"], "nowhere: no such file or directory: name a checkpoint"),
+        ([tiny_run.run, "x.jpg"], "x.jpg: no such file or directory: name images"),
+        ([tiny_run.run, "empty"], "empty: no images in this directory"),
+        ([tiny_run.run], "required: IMAGE"),
+        ([tiny_run.run, "empty", "--top", "0"], "must be 1 or more"),
+    ]:
+        result = gaeanet("predict", *arguments)
+        assert result.code == 2, arguments
+        assert message in result.err
+        assert result.err.count("\n") == 1

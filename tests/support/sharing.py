@@ -1,0 +1,61 @@
+"""What test_distributed.py runs in each of several processes: gradients of a step, counts of a validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gaeanet.config.experiment import load_experiment
+from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform
+from gaeanet.data.loading.loader import training_batches, validation_batches
+from gaeanet.data.sources.open import open_source
+from gaeanet.evaluation.meter import Totals, evaluate
+from gaeanet.runtime.processes import Processes
+from gaeanet.training.learner import TrainingState
+
+
+def keep_norms_in_evaluation(network: nn.Module) -> None:
+    """Batch norm with fixed statistics, so that a gradient is a plain sum over images."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+            module.training = False
+
+
+def main(config: str, data: str, out: str) -> None:
+    experiment = load_experiment(config, data=data)
+    hp = experiment.hyperparameters
+    processes = Processes()
+    source = open_source(experiment)
+    share = {"rank": processes.rank, "world_size": processes.world_size}
+
+    state = TrainingState(experiment, source, processes)
+    keep_norms_in_evaluation(state.network)
+    batches = training_batches(
+        source, TrainingTransform(hp), global_batch=hp.global_batch_size, epochs=1, seed=hp.seed, **share
+    )
+    batch = next(iter(batches))
+    state.step(batch.images, batch.labels, 0.0, 0.0)
+    gradients = {name: p.grad for name, p in state.network.named_parameters()}
+
+    trained = TrainingState(experiment, source, processes)
+    for k, batch in enumerate(batches):
+        if k == 2:
+            break
+        trained.step(batch.images, batch.labels, 0.01, 0.0)
+    trained.agree_on_statistics()
+    digest = hashlib.sha256()
+    for buffer in [*trained.network.buffers(), *trained.average.network.buffers()]:  # type: ignore[union-attr]
+        digest.update(buffer.numpy().tobytes())
+    validation = validation_batches(source, ValidationTransform(hp.image_size), batch=4, **share)
+    totals = Totals.of(processes.sum(evaluate([state.network], validation, processes.device)[0].sums))
+    Path(out, f"{processes.world_size}-{processes.rank}.json").write_text(
+        json.dumps({"totals": totals, "statistics": digest.hexdigest()})
+    )
+    if processes.is_first:
+        torch.save(gradients, Path(out, f"{processes.world_size}.pt"))
+    processes.leave()
