@@ -38,12 +38,14 @@ from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform, normalize
 from gaeanet.data.loading.loader import training_batches, validation_batches
 from gaeanet.data.sources.folder import FolderSource
-from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.kernels.build import availability
 from gaeanet.models.build import build_network
 from gaeanet.models.folding import fold_batch_norm
+from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.learner import TrainingState
+from gaeanet.training.learner import build_learner
+from gaeanet.training.objective import Classification
+from gaeanet.training.step import step
 
 DEVICE = torch.device("cuda" if "--gpu" in sys.argv else "cpu")
 if DEVICE.type == "cpu":
@@ -123,8 +125,8 @@ def check_steps(arguments: argparse.Namespace, batch: int) -> None:
     experiment = hyperparameters(arguments, batch)
     images, labels = images_of(batch, arguments.size)
     floats, targets = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
-    state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
-    networks = plain_step(experiment.hyperparameters).network, state.network.train()
+    learner = build_learner(experiment.hyperparameters, Processes())
+    networks = plain_step(experiment.hyperparameters).network, learner.network.train()
     outputs = networks[0](floats), networks[1](normalize(images.to(DEVICE)))
     close(outputs[1], outputs[0], TOLERANCE[DEVICE.type], "logits of a training step")
     for out in outputs:
@@ -141,11 +143,18 @@ def step_of(way: str, arguments: argparse.Namespace, batch: int) -> Callable[[],
     experiment = hyperparameters(arguments, batch)
     images, labels = images_of(batch, arguments.size)
     if way == "plain":
-        step = plain_step(experiment.hyperparameters)
+        plain = plain_step(experiment.hyperparameters)
         floats, targets = normalize(images).contiguous().to(DEVICE), labels.to(DEVICE)
-        return lambda: step(floats, targets)
-    state = TrainingState(experiment, SyntheticSource(1000, 10, 32, 0), Processes())
-    return lambda: state.step(images, labels, 0.01, 0.0)
+        return lambda: plain(floats, targets)
+    ours = our_step(experiment.hyperparameters)
+    return lambda: ours(images, labels)
+
+
+def our_step(hp: Hyperparameters) -> Callable[[Tensor, Tensor], None]:
+    """A training step on uint8 images and labels, as a run makes it."""
+    learner, objective = build_learner(hp, Processes()), Classification(hp)
+    rates = Rates.constant(Row(0.01, 0.0, 1 - hp.ema_decay), learner.device)
+    return lambda images, labels: step(learner, images, labels, objective, rates)
 
 
 def plain_step(hp: Hyperparameters) -> plain.Step:
@@ -301,16 +310,16 @@ def end_to_end_of(way: str, arguments: argparse.Namespace, batch: int, root: Pat
 
         return slow
     source, transform = FolderSource(str(root)), TrainingTransform(experiment.hyperparameters)
-    state = TrainingState(experiment, source, Processes())
+    ours = our_step(experiment.hyperparameters)
 
     def fast() -> float:
         batches = iter(training_batches(source, transform, global_batch=batch, epochs=9, seed=0, workers=1))
         first = next(batches)
-        state.step(first.images, first.labels, 0.01, 0.0)
+        ours(first.images, first.labels)
         began = time.perf_counter()
         for _ in range(steps):
             taken = next(batches)
-            state.step(taken.images, taken.labels, 0.01, 0.0)
+            ours(taken.images, taken.labels)
         wait(DEVICE)
         return time.perf_counter() - began
 

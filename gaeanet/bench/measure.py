@@ -1,6 +1,6 @@
 """What each stage of training takes on this machine with these images, within a budget of seconds.
 
-The stages are those of a run and not copies of them: the source reads, `TrainingState.step` steps, `checkpoint.save`
+The stages are those of a run and not copies of them: the source reads, `training.step.step` steps, `checkpoint.save`
 saves. Of a large batch on a slow machine only as many images are measured as the budget allows; what an image takes is
 taken to be the same in the whole batch, and what the optimizer takes to be the same for any.
 """
@@ -18,12 +18,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.bench.memory import StepMemory
 from gaeanet.bench.power import PowerMeter
-from gaeanet.bench.step import STEP, Steps, TimedState
+from gaeanet.bench.step import STEP, Steps, still
 from gaeanet.bench.timing import as_many, repeated, wait
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.images.decode import ImageError, opened
@@ -36,7 +36,11 @@ from gaeanet.errors import RunError, reason
 from gaeanet.evaluation.meter import evaluate
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
+from gaeanet.training.learner import build_learner
+from gaeanet.training.objective import Classification
 from gaeanet.training.preflight import check_open_files, check_shared_memory, needed_bytes
+from gaeanet.training.state import RunState
+from gaeanet.training.step import step
 
 T = TypeVar("T")
 
@@ -85,7 +89,7 @@ class Bench:
         say("starting")
         processes = Processes()
         self.device = processes.device
-        self.state = TimedState(experiment, source, processes)
+        self.state = RunState(experiment, source, build_learner(hp, processes))
         self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
         self.workers = usable_workers(experiment.data.num_workers_train)
         self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
@@ -102,8 +106,8 @@ class Bench:
         self._end_to_end()
         self.findings.facts = {
             "device": devices.describe(self.device),
-            "precision": self.state.precision,
-            "compilation": self.state.compilation,
+            "precision": self.state.learner.precision,
+            "compilation": self.state.learner.compilation,
             "workers": self.workers,
         }
         return self.findings
@@ -178,7 +182,7 @@ class Bench:
 
     def _step(self, images: Sequence[Tensor]) -> None:
         self.say("forward, backward, optimizer")
-        steps = Steps(self.state, self.device, self.hp, images, self.source.catalog.train.labels)
+        steps = Steps(self.state.learner, self.hp, images, self.source.catalog.train.labels)
         prepared = needed_bytes(self.experiment, 1, 1) if self.device.type == "cpu" else 0
         seconds = self.budget * SHARES["step"]
         self.findings.memory = steps.grow(self.findings.images_at_once, self.largest, prepared, seconds / 2)
@@ -205,7 +209,7 @@ class Bench:
     def _validation(self) -> None:
         """Both networks on validation images, workers included; a second batch begins only where there is time."""
         self.say("validation")
-        hp, networks, seconds = self.hp, list(self.state.networks.values()), self.budget * SHARES["validation"]
+        hp, networks, seconds = self.hp, self._networks(), self.budget * SHARES["validation"]
         per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
         size = as_many(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
         workers = usable_workers(self.experiment.data.num_workers_val)
@@ -241,6 +245,10 @@ class Bench:
         until_last = (asked[-1] - asked[first]) / max(1, sum(counts[first:-1]))
         self._note("validation", max(until_ended, until_last), sum(counts[first:]))
 
+    def _networks(self) -> list[nn.Module]:
+        learner = self.state.learner
+        return [learner.network, *([learner.average.network] if learner.average else [])]
+
     def _batches(self, size: int, part: float) -> Any:
         """Training batches of `size` images from `part` of an epoch on, to be closed."""
         steps = steps_per_epoch(len(self.source.catalog.train), size)
@@ -272,18 +280,19 @@ class Bench:
         """Batches as they come, stepped on: the mean, since what is waited for now and then counts too."""
         self.say("end to end")
         count, device, times = self.findings.images["step"], self.device, list[float]()
+        learner, objective, rates = self.state.learner, Classification(self.hp), still(self.hp, device)
         seconds = self.budget * SHARES["end to end"]
         with self._batches(count, 2 / 3) as batches:
 
-            def step() -> None:
+            def work() -> None:
                 batch = next(batches)
                 devices.seed_draws(self.hp.seed, device)
-                self.state.step(batch.images, batch.labels, 0.0, self.hp.drop_path_prob / 2)
+                step(learner, batch.images, batch.labels, objective, rates)
 
-            repeated(step, seconds / 3)  # workers work ahead meanwhile, as far as they can
+            repeated(work, seconds / 3)  # workers work ahead meanwhile, as far as they can
             with PowerMeter(device) as meter:
                 began = time.perf_counter()
-                times = repeated(step, seconds * 2 / 3, most=10**6)
+                times = repeated(work, seconds * 2 / 3, most=10**6)
                 wait(device)
                 took = (time.perf_counter() - began) / (len(times) * count)
         if meter.watts is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -16,41 +16,33 @@ from torch import Tensor
 from gaeanet.bench import memory
 from gaeanet.bench.timing import repeated, wait
 from gaeanet.config.experiment import Hyperparameters
-from gaeanet.training.learner import TrainingState
-
-T = TypeVar("T")
+from gaeanet.optim.rates import Rates, Row
+from gaeanet.training.learner import Learner
+from gaeanet.training.objective import Classification
+from gaeanet.training.step import Timer, step
 
 STEP = ("transfer", "forward", "backward", "optimizer")
 """The parts of a step; the last is all that is neither of the others: clipping, the update, the average, counting."""
 
 
-class TimedState(TrainingState):
-    """A state whose steps, while `laps` is a mapping, add the seconds of their parts up in it."""
+class Laps:
+    """A timer for the stages of a step: adds up the seconds of each, and waits for the device at their ends."""
 
-    laps: dict[str, float] | None = None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
 
-    def _examples(self, images: Tensor, labels: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        return self._lap("transfer", lambda: super(TimedState, self)._examples(images, labels, part))
-
-    def _loss(self, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
-        return self._lap("forward", lambda: super(TimedState, self)._loss(images, labels, sums))
-
-    def _backward(self, loss: Tensor) -> None:
-        self._lap("backward", lambda: super(TimedState, self)._backward(loss))
-
-    def _lap(self, stage: str, work: Callable[[], T]) -> T:
-        if self.laps is None:
-            return work()
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
         wait(self._device)
         began = time.perf_counter()
-        done = work()
+        yield
         wait(self._device)
-        self.laps[stage] = self.laps.get(stage, 0.0) + time.perf_counter() - began
-        return done
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 class Steps:
-    """Steps of `state` on given images, over and over.
+    """Steps of a learner on given images, over and over, at a rate of 0, which costs the same and keeps the weights.
 
     Args:
         images: uint8 (3, size, size) each, as the augmentation makes them.
@@ -62,13 +54,14 @@ class Steps:
 
     def __init__(
         self,
-        state: TimedState,
-        device: torch.device,
+        learner: Learner,
         hp: Hyperparameters,
         images: Sequence[Tensor],
         labels: NDArray[np.int32],
     ) -> None:
-        self._state, self._device, self._hp = state, device, hp
+        self._learner, self._device = learner, learner.device
+        self._objective = Classification(hp)
+        self._rates = still(hp, learner.device)
         self._images, self._labels = images, labels
         self.count = 2
 
@@ -106,20 +99,19 @@ class Steps:
 
     def time(self, seconds: float) -> tuple[dict[str, float], float]:
         """Seconds of each part of a step of `count` images, and of the whole: medians."""
-        state, work = self._state, self._whole_step(self.count)
+        work = self._whole_step(self.count)
         laps, rests = list[dict[str, float]](), list[float]()
 
         def timed() -> None:
-            began, state.laps = time.perf_counter(), {}
-            work()
-            rests.append(time.perf_counter() - began - sum(state.laps.values()))
-            laps.append(state.laps)
+            began, lap = time.perf_counter(), Laps(self._device)
+            work(lap)
+            rests.append(time.perf_counter() - began - sum(lap.seconds.values()))
+            laps.append(lap.seconds)
 
         work()
         # A GPU is held up where the clock is looked at between the parts: there the whole is timed apart.
         apart = self._device.type != "cpu"
         times = repeated(timed, seconds / 2 if apart else seconds)
-        state.laps = None
         if apart:
             times = repeated(work, seconds / 2)
         parts = {stage: statistics.median(lap[stage] for lap in laps) for stage in STEP[:-1]}
@@ -135,19 +127,24 @@ class Steps:
                 if self.count <= 2:
                     raise
             self.count //= 2
-            self._state.optimizer.zero_grad(set_to_none=True)
+            self._learner.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
-    def _whole_step(self, count: int, side: int | None = None) -> Callable[[], None]:
-        """A step on `count` images scaled to `side`; its rate of 0 costs the same and keeps the weights as they are."""
+    def _whole_step(self, count: int, side: int | None = None) -> Callable[..., None]:
+        """A step on `count` images scaled to `side`, which takes a timer."""
         block = torch.stack([self._images[place % len(self._images)] for place in range(count)])
         block = block.contiguous(memory_format=torch.channels_last)
         if side not in (None, block.shape[-1]):
             block = F.interpolate(block.float(), side).byte().contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(np.resize(self._labels, count)).long()
 
-        def step() -> None:
-            self._state.step(block, labels, 0.0, self._hp.drop_path_prob / 2)
+        def work(timer: Timer = nullcontext) -> None:
+            step(self._learner, block, labels, self._objective, self._rates, timer)
             wait(self._device)
 
-        return step
+        return work
+
+
+def still(hp: Hyperparameters, device: torch.device) -> Rates:
+    """Rates under which a step costs what it always does, and moves no weight."""
+    return Rates.constant(Row(0.0, hp.drop_path_prob / 2, 1.0 - hp.ema_decay), device)

@@ -71,11 +71,15 @@ class Muon(torch.optim.Optimizer):
         parameters: Groups of parameters, as PyTorch's optimizers take them.
     """
 
+    _step_supports_amp_scaling = True
+
     def __init__(self, parameters: Iterable[dict[str, Any]], lr: float, momentum: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": 0.0})
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves the parameters; where `found_inf` (0-d, as `torch.amp.GradScaler` sets it) is 1, nothing changes."""
         loss = closure() if closure else None
         for group in self.param_groups:
             alike: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
@@ -96,21 +100,30 @@ class Muon(torch.optim.Optimizer):
     def _move_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         """Those of one shape at once: a network has hundreds of small ones."""
         gradients, momenta = self._gradients_and_momenta(matrices)
-        torch._foreach_mul_(momenta, group["momentum"])
-        torch._foreach_add_(momenta, gradients)
-        ahead = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-        directions = orthogonalised(as_matrices(ahead))
+        before, gradient = as_matrices(momenta), as_matrices(gradients)
+        momentum = before * group["momentum"] + gradient
+        directions = orthogonalised(torch.add(gradient, momentum, alpha=group["momentum"]))
         weights = as_matrices(matrices)
         lengths = torch.linalg.matrix_norm(weights, keepdim=True)
         turned = unit(unit(weights) - group["lr"] * unit(directions)) * lengths
-        torch._foreach_copy_(matrices, [weight.view(matrices[0].shape) for weight in turned])
+        shape = matrices[0].shape
+        torch._foreach_copy_(momenta, [value.view(shape) for value in self._unless_skipped(momentum, before)])
+        torch._foreach_copy_(matrices, [value.view(shape) for value in self._unless_skipped(turned, weights)])
 
     def _move_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients, momenta = self._gradients_and_momenta(parameters)
+        changing = [*momenta, *parameters]
+        before = [tensor.clone() for tensor in changing]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
         torch._foreach_add_(momenta, parameters, alpha=group["weight_decay"])
-        torch._foreach_add_(parameters, momenta, alpha=-group["lr"])
+        _descend(parameters, momenta, group["lr"])
+        if self.found_inf is not None:
+            for tensor, old in zip(changing, before):
+                tensor.copy_(self._unless_skipped(tensor, old))
+
+    def _unless_skipped(self, new: Tensor, old: Tensor) -> Tensor:
+        return new if self.found_inf is None else torch.where(self.found_inf == 0, new, old)
 
     def _gradients_and_momenta(self, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         gradients, momenta = [], []
@@ -122,3 +135,11 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             momenta.append(state["momentum_buffer"])
         return gradients, momenta
+
+
+def _descend(parameters: list[Tensor], momenta: list[Tensor], rate: float | Tensor) -> None:
+    """Parameters less their momenta times the rate, which may be a number on the device (0-d)."""
+    if isinstance(rate, Tensor) and rate.device.type != "cpu":
+        torch._foreach_sub_(parameters, torch._foreach_mul(momenta, rate))
+    else:  # one rounding less, and nothing to wait for
+        torch._foreach_add_(parameters, momenta, alpha=-float(rate))

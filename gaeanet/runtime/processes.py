@@ -67,13 +67,13 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on at least one process; every process has to ask."""
+    def any_of(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set on at least one process; every process has to ask."""
         if self.world_size == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(flags.item())
+            return flags
+        shared = torch.tensor(flags, dtype=torch.uint8)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._control)
+        return tuple(map(bool, shared.tolist()))
 
     def from_first(self, value: Any) -> Any:
         """The first process's `value` (plain data), on every process."""

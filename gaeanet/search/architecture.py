@@ -65,7 +65,13 @@ class Architecture:
         self.parameters = [kind.clone().requires_grad_() for kind in kinds]
         self._adam: torch.optim.Adam | None = None
         if self._method != "gaea":
-            self._adam = torch.optim.Adam(self.parameters, lr=self._rate, betas=BETAS, weight_decay=WEIGHT_DECAY)
+            self._adam = torch.optim.Adam(
+                self.parameters,
+                lr=self._rate,
+                betas=BETAS,
+                weight_decay=WEIGHT_DECAY,
+                capturable=device.type == "cuda",  # its counter on the device, where a step can be taken back
+            )
 
     def mixture(self) -> Mixture:
         """The weights that multiply operations and edges; gradients reach `parameters` through them."""
@@ -111,6 +117,22 @@ class Architecture:
         if self._method != "darts":
             edges = float(torch.cat([entropy(p[None]) for e in (normal, reduce) for p in _by_node(e)]).mean())
         return float(entropy(torch.cat(list(operations))).mean()), edges
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of all that a step changes, in the order of `_changing`."""
+        return [tensor.detach().clone() for tensor in self._changing()]
+
+    @torch.no_grad()
+    def restore_unless(self, finite: Tensor, before: Sequence[Tensor]) -> None:
+        """Takes everything back to a snapshot where `finite` (0-d bool) is false; nothing waits for the device."""
+        for number, tensor in enumerate(self._changing()):
+            # Adam's moments are made by its first step: before it they are zero.
+            old = before[number] if number < len(before) else torch.zeros_like(tensor)
+            tensor.copy_(torch.where(finite.to(tensor.device, non_blocking=True), tensor, old))
+
+    def _changing(self) -> list[Tensor]:
+        moments = self._adam.state.values() if self._adam is not None else ()
+        return [*self.parameters, *(value for state in moments for value in state.values())]
 
     def saved(self) -> dict[str, Tensor]:
         """Everything by name, as a checkpoint keeps it."""

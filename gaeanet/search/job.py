@@ -6,33 +6,59 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import nn
 
 from gaeanet import __version__
 from gaeanet.artifacts.directory import GENOTYPE
 from gaeanet.artifacts.lineage import lineage_of
 from gaeanet.cells.space import CANDIDATES, EDGES
-from gaeanet.config.experiment import Experiment
+from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.data.images.transforms import normalize
 from gaeanet.data.loading.loader import Batch
-from gaeanet.data.loading.read_errors import Trouble
+from gaeanet.data.loading.read_errors import ReadErrors
 from gaeanet.data.sources.order import steps_per_epoch, stream_seed
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import image_shares
+from gaeanet.optim.groups import Group
+from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
+from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
-from gaeanet.search.architecture import mixture_of
+from gaeanet.search.architecture import Architecture, mixture_of
 from gaeanet.search.costs import IN_WORDS, budget, cost_of
 from gaeanet.search.discretize import discretize, kept
+from gaeanet.search.findings import Findings
 from gaeanet.search.genotype_file import write_genotype
-from gaeanet.search.learner import SearchState
-from gaeanet.search.supernet import Mixed, recalibrated
+from gaeanet.search.objective import SearchObjective
+from gaeanet.search.supernet import Mixed, Supernet, recalibrated
 from gaeanet.training.banner import images, machinery, schedule, skipped
-from gaeanet.training.loop import Job, run
+from gaeanet.training.job import Job
+from gaeanet.training.learner import Learner, assemble
+from gaeanet.training.loop import run
 from gaeanet.training.preflight import training_workers
+from gaeanet.training.state import RunState
+from gaeanet.training.step import step
 
 CALIBRATION_BATCHES = 8
 """Training batches from which a decided supernet's batch-norm statistics are taken."""
+
+
+def build_supernet(hp: Hyperparameters) -> Supernet:
+    """The supernet that the hyperparameters describe, with the initial weights of their seed."""
+    assert hp.search is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(hp.seed)
+        return Supernet(
+            hp.num_classes, hp.init_channels, hp.layers, hp.search.divisor, stem=hp.stem, activation=hp.activation
+        )
+
+
+def build_search_learner(hp: Hyperparameters, processes: Processes) -> Learner:
+    """A supernet that is ready to learn on this process's device."""
+    precision = devices.precision_for(hp.precision, processes.device)
+    supernet = build_supernet(hp).to(processes.device).to(memory_format=torch.channels_last)
+    return assemble(supernet, [Group(list(supernet.named_parameters()))], hp, processes, precision)
 
 
 def search(experiment: Experiment, source: Source, context: LocalContext) -> None:
@@ -56,13 +82,18 @@ class Searching(Job):
         super().__init__(experiment, weights, processes)
         self.warmup = self.search.warmup(hp.epochs)
         self.budget = budget(self.search.multiply_adds_limit)
-        self.state: SearchState = SearchState(experiment, source, processes)
+        self.architecture = Architecture(hp.search, processes.device)
+        self.findings = Findings(self.architecture)
+        self.state = RunState(
+            experiment, source, build_search_learner(hp, processes), extra=self.findings, weights="supernet"
+        )
+        self._objective = SearchObjective(self.architecture, hp.label_smoothing_rate)
         self._other_batches: Iterator[Batch] = iter(())
         self._found: dict[str, Any] = {}
 
     def plan(self, context: LocalContext) -> list[str]:
         hp, search = self.hyperparameters, self.search
-        parameters = sum(parameter.numel() for parameter in self.state.network.parameters())
+        parameters = sum(parameter.numel() for parameter in self.state.learner.network.parameters())
         rate = f"architecture lr {search.rate:g}" + f", after {self.warmup} epochs" * bool(self.warmup)
         if self.others is None:
             shares = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
@@ -82,7 +113,7 @@ class Searching(Job):
             *schedule(self.experiment, context, self.state, self.steps),
         ]
 
-    def batches(self, trouble: Trouble) -> Iterator[Batch]:
+    def batches(self, errors: ReadErrors) -> Iterator[Batch]:
         """Batches for the weights; `step` takes one for the architecture with each, whose epochs have a length of
         their own.
         """
@@ -93,31 +124,31 @@ class Searching(Job):
             epochs = -(-(hp.epochs * self.steps - before) // steps)
             taken = max(0, done - before)
             stream = self.stream(self.others, stream_seed(hp.seed, 1), taken, epochs=epochs, workers=workers[1])
-            self._other_batches = iter(trouble.watch(stream))
-        return trouble.watch(self.stream(self.source, hp.seed, done, workers=workers[0]))
+            self._other_batches = iter(errors.watch(stream))
+        return errors.watch(self.stream(self.source, hp.seed, done, workers=workers[0]))
 
-    def step(self, batch: Batch, learning_rate: float) -> None:
-        moves = batch.epoch >= self.warmup
-        others = None
-        if moves and self.others is not None:
+    def step(self, batch: Batch, rates: Rates) -> None:
+        objective = self._objective
+        objective.moves, objective.rate_scale = batch.epoch >= self.warmup, self.state.rate_scale
+        if objective.moves and self.others is not None:
             other = next(self._other_batches)
-            others = other.images, other.labels
-        self.state.step((batch.images, batch.labels), learning_rate, others=others, moves=moves)
+            objective.others = other.images, other.labels
+        step(self.state.learner, batch.images, batch.labels, objective, rates)
 
     def end_epoch(self, context: LocalContext) -> list[str]:
         """Decides on a genotype, writes it, and says what it is."""
         state = self.state
-        weights = state.architecture.weights()
+        weights = self.architecture.weights()
         genotype = discretize(weights, self.budget)
-        changed = state.note_epoch(genotype)
+        changed = self.findings.note_epoch(genotype)
         counts = cost_of(genotype)
-        operations, edges = state.architecture.entropies()
+        operations, edges = self.architecture.entropies()
         cost = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds, "network": IN_WORDS}
         self._found = {
             "entropy": operations,
             "edge_entropy": edges,
             "genotype_changes": changed,
-            "settled_epochs": state.settled,
+            "settled_epochs": self.findings.settled,
             **{f"genotype_{key}": cost[key] for key in ("parameters", "multiply_adds")},
             "genotype": genotype.to_dict(),
             "operation_weights": {name: _rounded(cell.operations) for name, cell in weights.items()},
@@ -125,7 +156,7 @@ class Searching(Job):
         }
         if self.processes.is_first:
             write_genotype(context.run_dir / GENOTYPE, genotype, {"cost": cost, "lineage": self._lineage()})
-        same = f"unchanged for {state.settled} epochs" if state.settled else f"{changed} edges changed"
+        same = f"unchanged for {self.findings.settled} epochs" if self.findings.settled else f"{changed} edges changed"
         return [
             f"epoch {state.batches // self.steps}: entropy {operations:.3f} (edges {edges:.3f}), genotype "
             f"{genotype.fingerprint}, {same}, {counts.multiply_adds / 1e6:.0f} M multiply-adds, "
@@ -152,19 +183,20 @@ class Searching(Job):
             "of_epochs": hp.epochs,
         }
 
-    def columns(self) -> dict[str, Any]:
+    def columns(self, row: Row) -> dict[str, Any]:
         """With an epoch's last line, what the search has come to."""
         return self._found if self.state.batches % self.steps == 0 else {}
 
     def is_last(self, epochs: int) -> bool:
         enough = self.search.settled_epochs
-        settled = enough is not None and self.state.batches == epochs * self.steps and self.state.settled >= enough
+        settled = enough is not None and self.state.batches == epochs * self.steps and self.findings.settled >= enough
         return super().is_last(epochs) or settled
 
     def networks(self) -> dict[str, nn.Module]:
         """The supernet as it is mixed, and as the genotype would have it, with statistics of its own."""
-        supernet, genotype = self.state.network, self.state.genotype
+        supernet, genotype = self.state.learner.network, self.findings.genotype
         assert genotype is not None
+        assert isinstance(supernet, Supernet)
         decided = mixture_of(kept(genotype), self.processes.device)
         start = (self.state.batches // self.steps - 1) * self.steps
         stream = self.stream(self.source, self.hyperparameters.seed, start, workers=0)
@@ -174,11 +206,11 @@ class Searching(Job):
         ]
         copy = recalibrated(supernet, decided, seen)
         self.processes.broadcast(list(copy.buffers()))
-        mixture = [part.detach() for part in self.state.architecture.mixture()]
+        mixture = [part.detach() for part in self.architecture.mixture()]
         return {"": Mixed(supernet, mixture), "discrete_": Mixed(copy, decided)}
 
     def closing_words(self, context: LocalContext) -> list[str]:
-        genotype = self.state.genotype
+        genotype = self.findings.genotype
         assert genotype is not None
         return [
             *skipped(self.state),

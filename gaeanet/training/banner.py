@@ -12,19 +12,21 @@ from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.order import share
 from gaeanet.data.sources.source import Source
 from gaeanet.kernels.build import OWN, availability
+from gaeanet.models.network import CellNetwork
 from gaeanet.runs.local import LocalContext
 from gaeanet.runtime import devices
-from gaeanet.training.learner import TrainingState
 from gaeanet.training.state import RunState
 
 
-def plan(experiment: Experiment, source: Source, context: LocalContext, state: TrainingState, steps: int) -> list[str]:
+def plan(experiment: Experiment, source: Source, context: LocalContext, state: RunState, steps: int) -> list[str]:
     """What is about to happen, before the first step."""
     hp = experiment.hyperparameters
     name = hp.genotype if isinstance(hp.genotype, str) and len(hp.genotype) < 60 else "given in full"
-    tower = state.network.auxiliary_head
+    network = state.learner.network
+    assert isinstance(network, CellNetwork)
+    tower = network.auxiliary_head
     tower_parameters = sum(parameter.numel() for parameter in tower.parameters()) if tower is not None else 0
-    parameters = sum(parameter.numel() for parameter in state.network.parameters()) - tower_parameters
+    parameters = sum(parameter.numel() for parameter in network.parameters()) - tower_parameters
     workers = usable_workers(experiment.data.num_workers_train)
     sentences = [
         machinery(state, context, workers),
@@ -41,7 +43,8 @@ def machinery(state: RunState, context: LocalContext, workers: int) -> str:
     """What computes."""
     return (
         f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(context.processes.device)}, "
-        f"{state.precision}, {state.compilation}, {workers} worker{'s' * (workers != 1)} for training images"
+        f"{state.learner.precision}, {state.learner.compilation}, "
+        f"{workers} worker{'s' * (workers != 1)} for training images"
     )
 
 
@@ -85,7 +88,7 @@ def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
     return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
 
 
-def closing_words(state: TrainingState, context: LocalContext, minival: float | None) -> list[str]:
+def closing_words(state: RunState, context: LocalContext, minival: float | None) -> list[str]:
     """What came of it, and where it is."""
     words = [context.whereabouts()]
     if state.best:
@@ -100,4 +103,5 @@ def closing_words(state: TrainingState, context: LocalContext, minival: float | 
 
 def skipped(state: RunState) -> list[str]:
     """What there is to say of steps that changed nothing."""
-    return [f"{state.skipped} steps were skipped for a gradient that was not finite"] if state.skipped else []
+    skipped = int(state.learner.counts[1])
+    return [f"{skipped} steps were skipped for a gradient that was not finite"] if skipped else []

@@ -7,117 +7,35 @@ supernet and its architecture.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from gaeanet.artifacts.directory import CURVE, REPORT, read_log
 from gaeanet.config.experiment import Experiment, Hyperparameters
-from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform
-from gaeanet.data.loading.loader import Batch, Batches, training_batches, validation_batches
-from gaeanet.data.loading.read_errors import Trouble
+from gaeanet.data.images.transforms import ValidationTransform
+from gaeanet.data.loading.loader import Batch, validation_batches
+from gaeanet.data.loading.read_errors import ReadErrors
 from gaeanet.data.loading.workers import usable_workers
-from gaeanet.data.sources.order import batch_of, step_seed, steps_per_epoch
+from gaeanet.data.sources.order import batch_of, step_seed
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError, reason
 from gaeanet.evaluation.meter import Totals, evaluate
-from gaeanet.optim import schedules
+from gaeanet.optim.rates import Rates
 from gaeanet.report.curves import draw_curves
 from gaeanet.runs.local import LocalContext
 from gaeanet.runs.trackers import Sinks
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes, StopRequest
+from gaeanet.runtime.readback import Readback
 from gaeanet.training.display import Display
+from gaeanet.training.job import Job
 from gaeanet.training.preflight import check_open_files, check_shared_memory
 from gaeanet.training.state import RunState
 
 REPORTS_PER_EPOCH = 10
 MAX_REWINDS = 5
-
-
-class Job(ABC):
-    """What a run works at.
-
-    Attributes:
-        source: The images that the weights learn from, and those that they are validated on.
-        state: What changes on the way.
-        steps: Steps of an epoch.
-    """
-
-    state: RunState
-
-    def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
-        self.experiment, self.source, self.processes = experiment, source, processes
-        self.steps = steps_per_epoch(len(source.catalog.train), experiment.hyperparameters.global_batch_size)
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        return self.experiment.hyperparameters
-
-    @property
-    def progress(self) -> float:
-        """Where the schedule is, in epochs; not the position in the data: a skipped step does not move it."""
-        return self.state.updates / self.steps
-
-    @abstractmethod
-    def plan(self, context: LocalContext) -> list[str]:
-        """What is about to happen, before the first step."""
-
-    @abstractmethod
-    def step(self, batch: Batch, learning_rate: float) -> None:
-        """One step on this process's share of a global batch."""
-
-    def start(self) -> list[str]:
-        """Prepares the weights of a run that has no checkpoint; returns what there is to say about it."""
-        return []
-
-    def batches(self, trouble: Trouble) -> Iterator[Batch]:
-        """Training batches from where the state is to the end of the run."""
-        return trouble.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches))
-
-    def stream(
-        self, source: Source, seed: int, done: int, *, epochs: int | None = None, workers: int | None = None
-    ) -> Batches:
-        """This process's share of a source's training batches, after `done` of them."""
-        hp = self.hyperparameters
-        steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
-        return training_batches(
-            source,
-            TrainingTransform(hp),
-            global_batch=hp.global_batch_size,
-            epochs=epochs or hp.epochs,
-            seed=seed,
-            start=divmod(done, steps),
-            rank=self.processes.rank,
-            world_size=self.processes.world_size,
-            workers=usable_workers(self.experiment.data.num_workers_train) if workers is None else workers,
-            pin_memory=self.processes.device.type == "cuda",
-            max_bad=self.experiment.data.max_bad,
-            repeats=hp.repeated_augmentation,
-        )
-
-    def columns(self) -> dict[str, Any]:
-        """What a training line says beside the columns of all runs."""
-        return {}
-
-    def end_epoch(self, context: LocalContext) -> list[str]:
-        """Whatever is to be done after an epoch's last step, before its training line; returns what to tell."""
-        return []
-
-    def is_last(self, epochs: int) -> bool:
-        """Whether the run ends after this many epochs."""
-        return epochs == self.hyperparameters.epochs
-
-    def networks(self) -> dict[str, nn.Module]:
-        """What a validation counts, by the prefix of its columns in the log."""
-        return self.state.networks
-
-    def closing_words(self, context: LocalContext) -> list[str]:
-        """What came of it, and where it is."""
-        return [context.whereabouts()]
 
 
 def run(
@@ -182,7 +100,9 @@ class _Run:
         self.context, self.display, self.stop, self.sinks = context, display, stop, sinks
         self.state, self.steps = job.state, job.steps
         self.report_every = max(1, job.steps // REPORTS_PER_EPOCH)
-        self.trouble = Trouble(job.experiment.data.max_bad, display.say)
+        self.read_errors = ReadErrors(job.experiment.data.max_bad, display.say)
+        self.rates = Rates(job.row, self.report_every, context.processes.device)
+        self.readback = Readback()
         self.line: dict[str, Any] | None = None
         self.clock = time.monotonic()
         self.next_drawing = 0.0
@@ -190,24 +110,27 @@ class _Run:
     def to_the_end(self) -> bool:
         """Trains; False asks for a rewind."""
         hp, state, steps, job = self.experiment.hyperparameters, self.state, self.steps, self.job
+        processes = self.context.processes
+        self.rates.move_to(int(state.learner.updates))
         self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
-        for batch in job.batches(self.trouble):
-            rate = state.rate_scale * _learning_rate(job.progress, hp)
-            devices.seed_draws(self._seed(batch), self.context.processes.device)
-            job.step(batch, rate)
+        for batch in job.batches(self.read_errors):
+            devices.seed_draws(self._seed(batch), processes.device)
+            job.step(batch, self.rates)
 
-            if state.bad_steps >= hp.max_bad_steps:
-                return self._diverged(batch, rate)
+            asked = self.stop.received is not None or self.context.asked_to_stop()
+            stop, diverged = processes.any_of(asked, self._has_diverged())
+            if diverged:
+                return self._diverged(batch)
             epochs, rest = divmod(state.batches, steps)
             words = job.end_epoch(self.context) if not rest else []
             if state.batches % self.report_every == 0 or not rest:
-                self._report(rate)
+                self._report()
             for sentence in words:
                 self.display.say(sentence)
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp, self.display)
-            if self.context.processes.any(self.stop.received is not None or self.context.asked_to_stop()):
+            if stop:
                 self._stop()
             if not rest and job.is_last(epochs):
                 break
@@ -217,20 +140,28 @@ class _Run:
         seed = self.experiment.hyperparameters.seed
         return step_seed(seed, batch.epoch, batch.step, self.context.processes.rank)
 
-    def _report(self, rate: float) -> None:
+    def _has_diverged(self) -> bool:
+        """Whether too many gradients in a row were not finite; on a GPU this is known some steps later."""
+        counts = self.readback.poll(self.state.learner.counts)
+        return counts is not None and counts[2] >= self.experiment.hyperparameters.max_bad_steps
+
+    def _report(self) -> None:
         """A training line: means since the last one; the loss is smoothed as trained, without the tower's."""
-        state = self.state
-        totals = Totals.of(self.context.processes.sum(state.meter.sums.clone()))
-        state.meter.reset()
+        learner = self.state.learner
+        totals = Totals.of(self.context.processes.sum(learner.meter.sums.clone()))
+        learner.meter.reset()
+        updates, skipped, bad_steps = learner.counts.tolist()
+        row = self.job.row(max(0, updates - (not bad_steps)))  # of the last step
+        self.rates.move_to(updates)
         self.clock, began = time.monotonic(), self.clock
         self.line = {
             **self._where("train"),
             **totals.metrics(),
-            "learning_rate": rate,
-            **self.job.columns(),
-            "skipped_steps": state.skipped,
+            "learning_rate": row.learning_rate,
+            **self.job.columns(row),
+            "skipped_steps": skipped,
             "images_per_second": totals.samples / (self.clock - began),
-            **self._troubles(),
+            **self._read_counts(),
         }
         self.context.report(self.line)
         self.sinks.line(self.line)
@@ -242,7 +173,7 @@ class _Run:
         if rest or not epochs or not _validates(epochs, self.job) or state.validated_at == state.batches:
             return False
         self.display.validating()
-        state.agree_on_statistics()
+        state.learner.share_statistics()
         line = self._validation()
         self.context.report(line)
         self.sinks.line(line)
@@ -276,16 +207,16 @@ class _Run:
             pin_memory=processes.device.type == "cuda",
         )
         networks = self.job.networks()
-        meters = evaluate(list(networks.values()), self.trouble.watch(batches), processes.device)
+        meters = evaluate(list(networks.values()), self.read_errors.watch(batches), processes.device)
         line = self._where("validation")
         for prefix, meter in zip(networks, meters):
             totals = Totals.of(processes.sum(meter.sums))
             line |= totals.metrics(prefix) if prefix else {"count": totals.samples, **totals.metrics()}
-        return {**line, "read_retries": self._troubles()["read_retries"]}
+        return {**line, "read_retries": self._read_counts()["read_retries"]}
 
-    def _troubles(self) -> dict[str, int]:
+    def _read_counts(self) -> dict[str, int]:
         """Requests repeated and images passed over since the last call, on all processes."""
-        counts = self.trouble.line()
+        counts = self.read_errors.line()
         sums = self.context.processes.sum(torch.tensor(list(counts.values()), device=self.context.processes.device))
         return dict(zip(counts, map(int, sums.tolist())))
 
@@ -303,7 +234,10 @@ class _Run:
         self.context.finish()
         raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
-    def _diverged(self, batch: Batch, rate: float) -> bool:
+    def _diverged(self, batch: Batch) -> bool:
+        """False asks for a rewind; raises `RunError` where there is to be none."""
+        updates, _, bad_steps = self.state.learner.counts.tolist()
+        rate = self.job.row(updates).learning_rate
         hp = self.experiment.hyperparameters
         if hp.on_divergence == "rewind" and self.state.rate_scale > 0.5**MAX_REWINDS:
             return False
@@ -311,7 +245,7 @@ class _Run:
         indices, _ = batch_of(order, batch.step, hp.global_batch_size, hp.repeated_augmentation)
         names = ", ".join(self.source.path("train", index) for index in indices[:3].tolist())
         raise RunError(
-            f"{self.state.bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
+            f"{bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
             f"{self.state.batches / self.steps:.2f}, learning rate {rate:.4g}, images {names}, ...): lower "
             "hyperparameters.learning_rate or set on_divergence to rewind; the checkpoints before are whole"
         )
@@ -324,6 +258,7 @@ class _Run:
             raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is whole enough to go back to")
         state.load(*found)
         state.rate_scale = scale
+        self.readback.forget()
         self.context.begin(self.experiment, state.batches)
         self.sinks.begin(self.context.run_dir, state.batches)
         self.clock = time.monotonic()
@@ -369,15 +304,3 @@ def _validates(epochs_done: int, job: Job) -> bool:
 def _validations_left(job: Job) -> int:
     done = job.state.batches // job.steps
     return sum(_validates(epochs, job) for epochs in range(done + 1, job.hyperparameters.epochs + 1))
-
-
-def _learning_rate(progress: float, hp: Hyperparameters) -> float:
-    return schedules.learning_rate(
-        progress,
-        scheduler=hp.lr_scheduler,
-        base=hp.learning_rate,
-        epochs=hp.epochs,
-        warmup_epochs=hp.warmup_epochs,
-        gamma=hp.lr_gamma,
-        decay_every=hp.lr_decay_every,
-    )

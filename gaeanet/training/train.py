@@ -8,16 +8,21 @@ from gaeanet.artifacts.start import read_start
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.loading.loader import Batch
 from gaeanet.data.sources.source import Source
-from gaeanet.optim import schedules
+from gaeanet.models.network import CellNetwork
+from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.banner import closing_words, plan
-from gaeanet.training.learner import TrainingState
-from gaeanet.training.loop import Job, run
+from gaeanet.training.job import Job
+from gaeanet.training.learner import build_learner
+from gaeanet.training.loop import run
+from gaeanet.training.objective import Classification
+from gaeanet.training.state import RunState
+from gaeanet.training.step import step
 
 
 def train(experiment: Experiment, source: Source, context: LocalContext) -> None:
-    """Trains the network of `experiment` on `source`; goes on, and fails, as `loop.run` does."""
+    """Trains the network of `experiment` on `source`; resumes, and fails, as `loop.run` does."""
     run(Training, experiment, source, context)
 
 
@@ -26,23 +31,28 @@ class Training(Job):
 
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         super().__init__(experiment, source, processes)
-        self.state: TrainingState = TrainingState(experiment, source, processes)
-        self._drop_path_rate = 0.0
+        self.state = RunState(experiment, source, build_learner(experiment.hyperparameters, processes))
+        self._objective = Classification(experiment.hyperparameters)
 
     def start(self) -> list[str]:
         start = read_start(self.hyperparameters, self.source.catalog.classes)
-        return self.state.start_from(start) if start else []
+        if start is None:
+            return []
+        learner = self.state.learner
+        assert isinstance(learner.network, CellNetwork)
+        weights, sentences = start.weights_for(learner.network)
+        learner.start_from(weights)
+        self.state.parent = start.parent
+        return sentences
 
     def plan(self, context: LocalContext) -> list[str]:
         return plan(self.experiment, self.source, context, self.state, self.steps)
 
-    def step(self, batch: Batch, learning_rate: float) -> None:
-        hp = self.hyperparameters
-        self._drop_path_rate = schedules.drop_path_rate(self.progress, final=hp.drop_path_prob, epochs=hp.epochs)
-        self.state.step(batch.images, batch.labels, learning_rate, self._drop_path_rate)
+    def step(self, batch: Batch, rates: Rates) -> None:
+        step(self.state.learner, batch.images, batch.labels, self._objective, rates)
 
-    def columns(self) -> dict[str, Any]:
-        return {"drop_path_rate": self._drop_path_rate}
+    def columns(self, row: Row) -> dict[str, Any]:
+        return {"drop_path_rate": row.drop_path_rate}
 
     def closing_words(self, context: LocalContext) -> list[str]:
         return closing_words(self.state, context, self.source.minival)

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from steps import interrupted_at
 from timm.optim._param_groups import param_groups_layer_decay, param_groups_weight_decay
-from tiny import NET, Result, TinyRun, make_folder, read_log
+from tiny import NET, Result, TinyRun, make_folder, read_log, same_checkpoints
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.find import find
@@ -23,7 +24,7 @@ from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.models.build import build_network
 from gaeanet.optim.groups import freeze, learning_groups
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.learner import TrainingState
+from gaeanet.training.learner import build_learner
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -185,7 +186,7 @@ def test_layer_wise_rates_are_timms() -> None:
 def test_norms_and_biases_without_decay_are_timms_and_stay_where_no_gradient_moves_them(layer_decay: float) -> None:
     values = {**NET, "auxiliary": True, "layer_decay": layer_decay, "freeze": "stem", "weight_decay": 0.1}
     experiment = experiment_from({"hyperparameters": {**values, "decay_norms_and_biases": False}})
-    state = TrainingState(experiment, SyntheticSource(3, 10, 32, 0), Processes())
+    state = build_learner(experiment.hyperparameters, Processes())
     groups = state.optimizer.param_groups
     ours = {id(value): group["weight_decay"] for group in groups for value in group["params"]}
     theirs = param_groups_weight_decay(state.network, weight_decay=0.1)
@@ -207,23 +208,12 @@ def test_norms_and_biases_without_decay_are_timms_and_stay_where_no_gradient_mov
 def test_law_2_a_fine_tuned_run_resumes_without_its_parent_and_tells_the_chain(
     gaeanet: Run, experiment_file: Write, tiny_run: TinyRun, t4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tiny import same_checkpoints
-
-    from gaeanet.training import learner as state_module
-
     parent = shutil.copytree(tiny_run.run, tmp_path / "parent", symlinks=True)
     options = {"num_classes": 4, "freeze": 1, "layer_decay": 0.5, "decay_norms_and_biases": False, "epochs": 2}
     config = experiment_file(**options)
     assert gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "straight").code == 0
-    step = state_module.TrainingState.step
-
-    def interrupted(self: Any, *arguments: Any) -> None:
-        if self.batches == 7:
-            raise KeyboardInterrupt
-        step(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(state_module.TrainingState, "step", interrupted)
+        patch.setattr("gaeanet.training.train.step", interrupted_at(7))
         assert gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "broken").code == 130
     shutil.rmtree(parent)
     again = gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "broken", "--resume")

@@ -22,12 +22,13 @@ from gaeanet.bench import memory, power
 from gaeanet.bench import step as bench_step
 from gaeanet.bench.memory import StepMemory
 from gaeanet.bench.report import to_text
-from gaeanet.bench.step import Steps, TimedState
+from gaeanet.bench.step import Steps
 from gaeanet.config.experiment import experiment_from
 from gaeanet.data.images.transforms import TrainingTransform
 from gaeanet.data.sources.folder import FolderSource
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.runtime.processes import Processes
+from gaeanet.training.learner import build_learner
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -157,9 +158,9 @@ def test_a_batch_too_large_for_the_budget_is_worked_out(gaeanet: Run, experiment
 def test_the_memory_of_a_large_batch_is_foretold_from_two_small_ones() -> None:
     hp = {**NET, "init_channels": 16, "image_size": 224, "global_batch_size": 36}
     experiment = experiment_from({"hyperparameters": hp})
-    state = TimedState(experiment, SyntheticSource(3, 10, 32, 0), Processes())
+    learner = build_learner(experiment.hyperparameters, Processes())
     images = [torch.randint(256, (3, 224, 224), dtype=torch.uint8)]
-    steps = Steps(state, CPU, experiment.hyperparameters, images, SyntheticSource(3, 10, 32, 0).catalog.train.labels)
+    steps = Steps(learner, experiment.hyperparameters, images, SyntheticSource(3, 10, 32, 0).catalog.train.labels)
     small = steps.grow(12, 224, 0, 1e6)
     assert small is not None
     assert set(small.measured) == {2, 12}

@@ -9,9 +9,9 @@ import pytest
 
 SCRIPT = """
 import resource, sys, torch
-from gaeanet import memory
+from gaeanet.runtime import host
 if sys.argv[1] == "kept":
-    memory.keep_freed_memory()
+    host.keep_freed_memory()
 def step():
     return [torch.ones(10_000_000) for _ in range(2)]
 for _ in range(10):

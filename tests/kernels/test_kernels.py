@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gaeanet.kernels.build import availability, build, maps
+from gaeanet.kernels import build, maps
+from gaeanet.kernels.build import availability
 from gaeanet.kernels.maps import Window
 from gaeanet.models.fast import accelerate, make_fast, make_plain
 from gaeanet.models.network import CellNetwork
@@ -350,7 +351,7 @@ def test_a_damaged_library_is_made_anew(unbuilt: Path, monkeypatch: pytest.Monke
 
 def test_two_processes_build_at_once(unbuilt: Path) -> None:
     quick = "build.FLAGS = tuple(flag for flag in build.FLAGS if flag != '-O3')"
-    code = f"from gaeanet.kernels.build import build; {quick}; print(build.library()._name)"
+    code = f"from gaeanet.kernels import build; {quick}; print(build.library()._name)"
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     names = {process.communicate()[0].strip() for process in both}
     assert all(process.returncode == 0 for process in both)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gaeanet.optim.ema import WeightAverage
+from gaeanet.optim.ema import WeightAverage, decay_at
 
 
 def small_network() -> nn.Sequential:
@@ -11,20 +11,20 @@ def small_network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def train_some(network: nn.Module, average: WeightAverage, steps: int) -> None:
+def train_some(network: nn.Module, average: WeightAverage, steps: int, decay: float) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for t in range(steps):
         optimizer.zero_grad()
         network(torch.randn(8, 3) + 2).square().sum().backward()
         optimizer.step()
-        average.update(t)
+        average.update(torch.tensor(1 - decay_at(t, decay)))
 
 
 def test_field_report_17_batch_norm_statistics_are_averaged_and_counters_copied() -> None:
     network = small_network().train()
-    average = WeightAverage(network, 0.9)
+    average = WeightAverage(network)
     start = average.network.state_dict()["1.running_mean"].clone()
-    train_some(network, average, 20)
+    train_some(network, average, 20, 0.9)
     raw, mean = network.state_dict(), average.network.state_dict()
     assert not torch.equal(mean["1.running_mean"], start)
     assert not torch.equal(mean["1.running_mean"], raw["1.running_mean"])
@@ -36,33 +36,33 @@ def test_field_report_17_batch_norm_statistics_are_averaged_and_counters_copied(
 
 def test_field_report_17_decay_zero_is_the_raw_network_bit_for_bit() -> None:
     network = small_network().train()
-    average = WeightAverage(network, 0.0)
-    train_some(network, average, 5)
+    average = WeightAverage(network)
+    train_some(network, average, 5, 0.0)
     for name, value in network.state_dict().items():
         assert torch.equal(value, average.network.state_dict()[name])
 
 
 def test_the_average_equals_its_formula() -> None:
     network = small_network().train()
-    average = WeightAverage(network, 0.5)
+    average = WeightAverage(network)
     expected = network[0].weight.detach().clone()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.001)
     for t in range(12):
         network(torch.randn(8, 3)).square().sum().backward()
         optimizer.step()
-        average.update(t)
+        average.update(torch.tensor(1 - decay_at(t, 0.5)))
         decay = min(0.5, (1 + t) / (10 + t))
         expected = decay * expected + (1 - decay) * network[0].weight.detach()
     torch.testing.assert_close(average.network[0].weight, expected)
-    assert average.decay_at(0) == 0.1
-    assert average.decay_at(10**6) == 0.5
+    assert decay_at(0, 0.5) == 0.1
+    assert decay_at(10**6, 0.5) == 0.5
 
 
 def test_the_network_in_training_is_never_touched() -> None:
     network = small_network().train()
-    average = WeightAverage(network, 0.9)
+    average = WeightAverage(network)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    average.update(3)
+    average.update(torch.tensor(0.5))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network.training
     assert not average.network.training

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from steps import interrupted_at
 from tiny import Result, read_log
 
-from gaeanet.training import learner as state_module
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -27,16 +27,9 @@ def test_tensorboard_holds_the_log_also_after_a_restart(
     gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorboard")
-    step = state_module.TrainingState.step
-
-    def interrupted(self: Any, *arguments: Any) -> None:
-        if self.batches == 6:
-            raise KeyboardInterrupt
-        step(self, *arguments)
-
     config = experiment_file()
     with monkeypatch.context() as patch:
-        patch.setattr(state_module.TrainingState, "step", interrupted)
+        patch.setattr("gaeanet.training.train.step", interrupted_at(6))
         assert gaeanet("train", config, "--data", t3, "--track", "tensorboard").code == 130
     assert gaeanet("train", config, "--data", t3, "--track", "tensorboard", "--resume").code == 0
     run = tmp_path / "runs" / "tiny"

@@ -16,6 +16,7 @@ import pytest
 import tiny
 import torch
 from launch import alone, joined, logged, together, wait_for
+from steps import interrupted_at
 from tiny import Result, make_folder, read_log, same_but_for_speed, same_checkpoints
 
 from gaeanet.artifacts.checkpoint import load
@@ -26,10 +27,12 @@ from gaeanet.data.loading.loader import training_batches
 from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.order import stream_seed
 from gaeanet.data.sources.splits import image_shares
+from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.search.discretize import discretize
 from gaeanet.search.job import Searching
-from gaeanet.search.learner import SearchState
+from gaeanet.search.objective import SearchObjective
+from gaeanet.training.step import step
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -150,16 +153,10 @@ def test_law_2_a_resumed_search_equals_one_that_never_stopped(
 ) -> None:
     config = search_file(search=search, **{"cutout": True, "cutout_length": 8, **values})
     assert gaeanet("search", config, "--data", t3, "--run-dir", "straight").code == 0
-    step = SearchState.step
     steps = read_log(tmp_path / "straight", "validation")[0]["batches"]  # of an epoch, or of two
 
-    def interrupted(self: SearchState, *arguments: Any, **more: Any) -> None:
-        if self.batches == steps + 1:
-            raise KeyboardInterrupt
-        step(self, *arguments, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(SearchState, "step", interrupted)
+        patch.setattr("gaeanet.search.job.step", interrupted_at(steps + 1))
         assert gaeanet("search", config, "--data", t3, "--run-dir", "broken").code == 130
     assert gaeanet("search", config, "--data", t3, "--run-dir", "broken", "--resume").code == 0
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -231,8 +228,10 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
         experiment = load_experiment(search_file(search=search), data=str(t3))
         job = Searching(experiment, open_source(experiment), Processes())
         examples = torch.randint(255, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
-        others = None if search else examples
-        job.state.step(examples, 0.1, others=others, moves=True)
+        objective, learner = job._objective, job.state.learner
+        objective.others = None if search else examples
+        rates = Rates.constant(Row(0.1), torch.device("cpu"))
+        step(learner, *examples, objective, rates)
         before, _ = job.state.saved()
         before = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in before.items()}
         for broken in ("weights", "architecture"):
@@ -240,13 +239,13 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
                 if broken == "weights":
                     patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
                 else:
-                    patch.setattr(SearchState, "_agreed", lambda _, found: [g * torch.nan for g in found])
-                job.state.step(examples, 0.1, others=others, moves=True)
+                    patch.setattr(SearchObjective, "_mean", lambda self, _, found: [g * torch.nan for g in found])
+                step(learner, *examples, objective, rates)
             after, _ = job.state.saved()
             for group in ("architecture", "optimizer", "supernet"):
                 for name, value in before[group].items():
                     assert "num_batches" in name or torch.equal(value, after[group][name]), (group, name)
-        assert (job.state.skipped, job.state.updates, job.state.batches) == (2, 1, 3)
+        assert (learner.counts.tolist(), learner.batches) == ([1, 2, 2], 3)
 
 
 def test_a_settled_genotype_ends_the_search(gaeanet: Run, search_file: Write, t3: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from steps import Trainee
 from torch import nn
 
 from gaeanet.config.experiment import load_experiment
@@ -15,7 +16,6 @@ from gaeanet.data.loading.loader import training_batches, validation_batches
 from gaeanet.data.sources.open import open_source
 from gaeanet.evaluation.meter import Totals, evaluate
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.learner import TrainingState
 
 
 def keep_norms_in_evaluation(network: nn.Module) -> None:
@@ -33,7 +33,7 @@ def main(config: str, data: str, out: str) -> None:
     source = open_source(experiment)
     share = {"rank": processes.rank, "world_size": processes.world_size}
 
-    state = TrainingState(experiment, source, processes)
+    state = Trainee(experiment, source, processes)
     keep_norms_in_evaluation(state.network)
     batches = training_batches(
         source, TrainingTransform(hp), global_batch=hp.global_batch_size, epochs=1, seed=hp.seed, **share
@@ -42,14 +42,16 @@ def main(config: str, data: str, out: str) -> None:
     state.step(batch.images, batch.labels, 0.0, 0.0)
     gradients = {name: p.grad for name, p in state.network.named_parameters()}
 
-    trained = TrainingState(experiment, source, processes)
+    trained = Trainee(experiment, source, processes)
     for k, batch in enumerate(batches):
         if k == 2:
             break
         trained.step(batch.images, batch.labels, 0.01, 0.0)
-    trained.agree_on_statistics()
+    trained.learner.share_statistics()
+    average = trained.learner.average
+    assert average is not None
     digest = hashlib.sha256()
-    for buffer in [*trained.network.buffers(), *trained.average.network.buffers()]:  # type: ignore[union-attr]
+    for buffer in [*trained.network.buffers(), *average.network.buffers()]:
         digest.update(buffer.numpy().tobytes())
     validation = validation_batches(source, ValidationTransform(hp.image_size), batch=4, **share)
     totals = Totals.of(processes.sum(evaluate([state.network], validation, processes.device)[0].sums))

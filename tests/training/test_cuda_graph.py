@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from steps import Trainee
 from tiny import NET, Result
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from gaeanet.errors import RequestError
 from gaeanet.models.build import build_network
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.cuda_graph import Recorded, check_recordable
-from gaeanet.training.learner import TrainingState
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -102,7 +102,7 @@ def test_on_a_gpu_replayed_steps_are_those_that_are_launched(precision: str) -> 
     for way in (False, "graphs"):
         values = {**NET, "global_batch_size": BATCH, "image_size": SIZE, "precision": precision, "compile": way}
         hp = Hyperparameters(**values, optimizer="muon", drop_path_prob=0.2, auxiliary=True, ema_decay=0.9)
-        states[way] = TrainingState(Experiment(hyperparameters=hp), source, processes("cuda"))
+        states[way] = Trainee(Experiment(hyperparameters=hp), source, processes("cuda"))
     for step in range(5):
         generator = torch.Generator().manual_seed(step)
         images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)

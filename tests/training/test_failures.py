@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from sharing import keep_norms_in_evaluation
+from steps import Trainee
 from tiny import Result, read_log
 
 from gaeanet.artifacts.checkpoint import checkpoints, load
 from gaeanet.config.experiment import load_experiment
 from gaeanet.data.sources.open import open_source
 from gaeanet.runtime import devices
-from gaeanet.runtime.processes import Processes
-from gaeanet.training.learner import TrainingState
+from gaeanet.training.learner import Learner
+from gaeanet.training.objective import Classification
+from gaeanet.training.train import Training
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -31,13 +33,18 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Makes the loss of certain batches not a number."""
 
     def poison(batches: set[int], until_rate_scale: float = 0.0) -> None:
-        loss = TrainingState._loss
+        loss, step, scale = Classification.loss, Training.step, [1.0]
 
-        def bad(self: TrainingState, *arguments: Any) -> torch.Tensor:
-            value = loss(self, *arguments)
-            return value * math.nan if self.batches in batches and self.rate_scale > until_rate_scale else value
+        def noted(job: Training, *arguments: Any) -> None:
+            scale[0] = job.state.rate_scale
+            step(job, *arguments)
 
-        monkeypatch.setattr(TrainingState, "_loss", bad)
+        def bad(self: Classification, learner: Learner, *arguments: Any) -> torch.Tensor:
+            value = loss(self, learner, *arguments)
+            return value * math.nan if learner.batches in batches and scale[0] > until_rate_scale else value
+
+        monkeypatch.setattr(Training, "step", noted)
+        monkeypatch.setattr(Classification, "loss", bad)
 
     return poison
 
@@ -86,11 +93,11 @@ def test_a_divergence_may_rewind(
     assert endless.code == 1
 
 
-def states(experiment_file: Write, t3: Path, **options: Any) -> TrainingState:
+def trainee(experiment_file: Write, t3: Path, **options: Any) -> Trainee:
     experiment = load_experiment(experiment_file(data={"location": str(t3)}, **options))
-    state = TrainingState(experiment, open_source(experiment), Processes())
-    keep_norms_in_evaluation(state.network)
-    return state
+    found = Trainee(experiment, open_source(experiment))
+    keep_norms_in_evaluation(found.network)
+    return found
 
 
 IMAGES = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -98,14 +105,14 @@ LABELS = torch.tensor([0, 1, 2, 0])
 
 
 def test_field_report_16_parts_add_up_to_the_whole(experiment_file: Write, t3: Path) -> None:
-    whole = states(experiment_file, t3)
+    whole = trainee(experiment_file, t3)
     whole.step(IMAGES, LABELS, 0.1, 0.0)
     for at_once in (2, 3):
-        parts = states(experiment_file, t3, max_batch_per_slot=at_once)
+        parts = trainee(experiment_file, t3, max_batch_per_slot=at_once)
         parts.step(IMAGES, LABELS, 0.1, 0.0)
         for p, q in zip(whole.network.parameters(), parts.network.parameters()):
             torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
-        assert whole.meter.totals().top1 == parts.meter.totals().top1
+        assert whole.learner.meter.totals().top1 == parts.learner.meter.totals().top1
 
 
 def test_field_report_14_clipping_does_not_see_the_loss_scale(
@@ -115,12 +122,12 @@ def test_field_report_14_clipping_does_not_see_the_loss_scale(
     monkeypatch.setitem(devices.DTYPES, "fp16", torch.float32)  # the scaler alone is looked at
     weights = []
     for scale in (1.0, 65536.0):
-        state = states(experiment_file, t3, clip_gradients_l2_norm=0.1)
-        assert state._scaler.is_enabled()
-        state._scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        state = trainee(experiment_file, t3, clip_gradients_l2_norm=0.1)
+        assert state.learner.scaler.is_enabled()
+        state.learner.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         state.step(IMAGES, LABELS, 0.1, 0.0)
         weights.append([p.detach().clone() for p in state.network.parameters()])
-    fresh = states(experiment_file, t3)
+    fresh = trainee(experiment_file, t3)
     moved = [(p - q).norm() for p, q in zip(weights[0], fresh.network.parameters())]
     assert torch.stack(moved).norm().item() == pytest.approx(0.01, rel=0.05)  # rate 0.1 times a norm of 0.1
     for p, q in zip(*weights):
@@ -130,30 +137,30 @@ def test_field_report_14_clipping_does_not_see_the_loss_scale(
 def test_field_report_15_the_scaler_is_saved(experiment_file: Write, t3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "precision_for", lambda asked, device: "fp16")
     monkeypatch.setitem(devices.DTYPES, "fp16", torch.float32)
-    state = states(experiment_file, t3)
-    state._scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    state = trainee(experiment_file, t3)
+    state.learner.scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
     state.step(IMAGES, LABELS, 0.1, 0.0)
-    assert (state.skipped, state.updates, state.batches) == (1, 0, 1)
-    again = states(experiment_file, t3)
-    again.load(Path("a/b/c"), *state.saved())
-    assert again._scaler.state_dict() == state._scaler.state_dict()
+    assert (state.learner.counts.tolist(), state.learner.batches) == ([0, 1, 1], 1)
+    again = trainee(experiment_file, t3)
+    again.state.load(Path("a/b/c"), *state.state.saved())
+    assert again.learner.scaler.state_dict() == state.learner.scaler.state_dict()
 
 
 def test_field_report_46_a_tower_of_no_weight_is_not_built(experiment_file: Write, t3: Path) -> None:
-    assert states(experiment_file, t3, auxiliary=True, auxiliary_weight=0.0).network.auxiliary_head is None
-    assert states(experiment_file, t3, auxiliary=True).network.auxiliary_head is not None
+    assert trainee(experiment_file, t3, auxiliary=True, auxiliary_weight=0.0).network.auxiliary_head is None
+    assert trainee(experiment_file, t3, auxiliary=True).network.auxiliary_head is not None
 
 
 def test_field_report_49_a_worse_epoch_after_resume_is_not_best(experiment_file: Write, t3: Path) -> None:
-    state = states(experiment_file, t3)
+    state = trainee(experiment_file, t3)
 
     def line(accuracy: float, epoch: float, loss: float = 1.0) -> dict[str, Any]:
         return {"top1_accuracy": accuracy, "loss": loss, "ema_top1_accuracy": 0.0, "ema_loss": 1.0, "epoch": epoch}
 
     state.batches = 4
     assert state.note_validation(line(60.0, 1))
-    again = states(experiment_file, t3)
-    again.load(Path("a/b/c"), *state.saved())
+    again = trainee(experiment_file, t3)
+    again.state.load(Path("a/b/c"), *state.state.saved())
     again.batches = 8
     assert not again.note_validation(line(40.0, 2))
     assert not again.note_validation(line(60.0, 2))  # ties keep the older

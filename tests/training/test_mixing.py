@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sharing import keep_norms_in_evaluation
+from steps import Trainee
 from tiny import NET
 from torch import Tensor
 
-from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_from
+from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.order import mix_seed
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
-from gaeanet.runtime.processes import Processes
-from gaeanet.training.learner import TrainingState
 from gaeanet.training.mixing import Mix, Mixing, cut
 
 Write = Callable[..., Path]
@@ -81,9 +80,8 @@ def test_a_step_takes_either_evenly_and_shares_follow_beta() -> None:
     assert Mixing(Hyperparameters()).draw(0, 32, 32) is None
 
 
-def trained(**values: Any) -> TrainingState:
-    experiment: Experiment = experiment_from({"hyperparameters": {**NET, "auxiliary": True, **values}})
-    return TrainingState(experiment, SyntheticSource(3, 10, 32, 0), Processes())
+def trained(**values: Any) -> Trainee:
+    return Trainee(experiment_from({"hyperparameters": {**NET, "auxiliary": True, **values}}))
 
 
 @pytest.fixture
@@ -93,7 +91,7 @@ def examples() -> tuple[Tensor, Tensor]:
     return pixels, torch.from_numpy(source.catalog.train.labels[:28:4]).long()
 
 
-def gradients(state: TrainingState) -> dict[str, Tensor]:
+def gradients(state: Trainee) -> dict[str, Tensor]:
     return {name: value.grad.clone() for name, value in state.network.named_parameters() if value.grad is not None}
 
 
@@ -109,7 +107,7 @@ def test_all_of_an_image_is_that_image(
     expected = gradients(plain)
     for name, gradient in gradients(mixed).items():
         assert torch.equal(gradient, expected[name]), name
-    assert torch.equal(plain.meter.sums, mixed.meter.sums)
+    assert torch.equal(plain.learner.meter.sums, mixed.learner.meter.sums)
 
 
 @pytest.mark.parametrize("mix", [Mix(0.3), cut(0.6, 32, 32, 0.4, 0.7)])
@@ -123,7 +121,7 @@ def test_parts_of_a_share_have_the_gradients_of_the_whole(
         state = trained(global_batch_size=7, activation="relu", max_batch_per_slot=limit)
         keep_norms_in_evaluation(state.network)
         state.step(*examples, 0.0, 0.0)
-        found.append((gradients(state), state.meter.sums))
+        found.append((gradients(state), state.learner.meter.sums))
     for name, gradient in found[0][0].items():
         torch.testing.assert_close(found[1][0][name], gradient, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1])
@@ -135,15 +133,15 @@ def test_a_draw_is_of_the_position_and_no_process_has_one_of_its_own(examples: t
         for rank, one in enumerate((state, other)):
             torch.manual_seed(rank)  # as what the network draws
             one.step(*examples, 0.0, 0.0)
-        expected = Mixing(state._hp).draw(mix_seed(5, k), 32, 32)
-        assert state._mix == other._mix == expected
+        expected = Mixing(state.state.experiment.hyperparameters).draw(mix_seed(5, k), 32, 32)
+        assert state.objective._mix == other.objective._mix == expected
 
 
 def test_other_processes_mean_other_partners_and_that_is_said(tmp_path: Path) -> None:
     for values, said in (({}, False), ({"cutmix_alpha": 1.0}, True)):
         state = trained(**values)
-        tensors, saved = state.saved()
-        (note,) = state.load(tmp_path, tensors, {**saved, "world_size": 2})
+        tensors, saved = state.state.saved()
+        (note,) = state.state.load(tmp_path, tensors, {**saved, "world_size": 2})
         assert ("drop-path draws, partners of mixed images and rounding" in note) is said
 
 

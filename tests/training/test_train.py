@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from steps import interrupted_at
 from tiny import Result, read_log, same_but_for_speed, same_checkpoints
 
 from gaeanet.artifacts.checkpoint import load
@@ -18,7 +19,6 @@ from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.source import Source
 from gaeanet.models.network import Cell
 from gaeanet.runs.local import LocalContext
-from gaeanet.training import learner as state_module
 from gaeanet.training import train as train_module
 
 Run = Callable[..., Result]
@@ -178,15 +178,8 @@ def test_law_2_a_resumed_run_equals_one_that_never_stopped(
     config = experiment_file(**options)
     assert gaeanet("train", config, "--data", t3, "--run-dir", "straight").code == 0
 
-    step = state_module.TrainingState.step
-
-    def interrupted(self: Any, *arguments: Any) -> None:
-        if self.batches == stop_at:
-            raise KeyboardInterrupt
-        step(self, *arguments)
-
     with monkeypatch.context() as patch:
-        patch.setattr(state_module.TrainingState, "step", interrupted)
+        patch.setattr(train_module, "step", interrupted_at(stop_at))
         assert gaeanet("train", config, "--data", t3, "--run-dir", "broken").code == 130
     refused = gaeanet("train", config, "--data", t3, "--run-dir", "broken")
     assert refused.code == 2

@@ -8,7 +8,7 @@ from gaeanet.data.loading.loader import Batch, too_many
 from gaeanet.errors import RunError
 
 
-class Trouble:
+class ReadErrors:
     """Requests repeated and images passed over, between two lines of the log and over the whole process.
 
     Args:

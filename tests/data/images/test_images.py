@@ -195,10 +195,10 @@ def test_field_report_27_damaged_exif_is_silent_and_rotation_is_ignored(tmp_path
         encoded(flat("CMYK", (0, 9, 9, 0)), "JPEG", exif=broken_exif()[6:60])
     )
     code = f"""
-from gaeanet.augment import TrainingTransform
-from gaeanet.config import Hyperparameters
-from gaeanet.data.folder import FolderSource
-from gaeanet.data.loader import training_batches
+from gaeanet.data.images.transforms import TrainingTransform
+from gaeanet.config.experiment import Hyperparameters
+from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.loading.loader import training_batches
 hp = Hyperparameters(image_size=32, color_jitter=False)
 source = FolderSource({str(root)!r})
 batches = training_batches(source, TrainingTransform(hp), global_batch=6, epochs=2, seed=0, workers=2)

@@ -129,7 +129,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import gaeanet.data.prepare.prepare as p
-from gaeanet.data.archives import ArchiveSource
+from gaeanet.data.sources.archives import ArchiveSource
 read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
 def wait():
     Path(sys.argv[2] + ".here").touch()
@@ -229,7 +229,7 @@ def test_what_prepare_refuses(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
 def test_prepare_and_its_refusals_come_up_without_torch(t3: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
-from gaeanet.cli import main
+from gaeanet.cli.main import main
 assert main(["prepare", {str(t3)!r}, {str(tmp_path / "out")!r}, "--shards"]) == 0
 assert main(["prepare", {str(t3)!r}, "gs://photos/out"]) == 2
 assert main(["prepare", "gs://", "out"]) == 2

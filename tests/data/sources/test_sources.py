@@ -283,7 +283,7 @@ def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_pat
 TOUCHES = """
 import sys
 from pathlib import Path
-from gaeanet.data.index import catalog_from, read_index
+from gaeanet.data.sources.index import catalog_from, read_index
 def own():  # kilobytes that belong to this process alone and to no file
     rows = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()]
     return int(next(row[1] for row in rows if row[0] == "Anonymous:"))

@@ -1,0 +1,116 @@
+"""What a run works at: `train.py` has the job of a network, `search/job.py` that of a supernet and its architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from gaeanet.config.experiment import Experiment, Hyperparameters
+from gaeanet.data.images.transforms import TrainingTransform
+from gaeanet.data.loading.loader import Batch, Batches, training_batches
+from gaeanet.data.loading.read_errors import ReadErrors
+from gaeanet.data.loading.workers import usable_workers
+from gaeanet.data.sources.order import steps_per_epoch
+from gaeanet.data.sources.source import Source
+from gaeanet.optim import schedules
+from gaeanet.optim.ema import decay_at
+from gaeanet.optim.rates import Rates, Row
+from gaeanet.runs.local import LocalContext
+from gaeanet.runtime.processes import Processes
+from gaeanet.training.state import RunState
+
+
+class Job(ABC):
+    """What a run works at.
+
+    Attributes:
+        source: The images that the weights learn from, and those that they are validated on.
+        state: What changes on the way.
+        steps: Steps of an epoch.
+    """
+
+    state: RunState
+
+    def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
+        self.experiment, self.source, self.processes = experiment, source, processes
+        self.steps = steps_per_epoch(len(source.catalog.train), experiment.hyperparameters.global_batch_size)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        return self.experiment.hyperparameters
+
+    def row(self, update: int) -> Row:
+        """What the schedule says of an update, counted from 0: a skipped step does not move it."""
+        hp, epoch = self.hyperparameters, update / self.steps
+        rate = schedules.learning_rate(
+            epoch,
+            scheduler=hp.lr_scheduler,
+            base=hp.learning_rate,
+            epochs=hp.epochs,
+            warmup_epochs=hp.warmup_epochs,
+            gamma=hp.lr_gamma,
+            decay_every=hp.lr_decay_every,
+        )
+        drop_path_rate = schedules.drop_path_rate(epoch, final=hp.drop_path_prob, epochs=hp.epochs)
+        return Row(self.state.rate_scale * rate, drop_path_rate, 1.0 - decay_at(update, hp.ema_decay))
+
+    @abstractmethod
+    def plan(self, context: LocalContext) -> list[str]:
+        """What is about to happen, before the first step."""
+
+    @abstractmethod
+    def step(self, batch: Batch, rates: Rates) -> None:
+        """One step on this process's shard of a global batch."""
+
+    def start(self) -> list[str]:
+        """Prepares the weights of a run that has no checkpoint; returns what there is to say about it."""
+        return []
+
+    def batches(self, errors: ReadErrors) -> Iterator[Batch]:
+        """Training batches from where the state is to the end of the run."""
+        return errors.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches))
+
+    def stream(
+        self, source: Source, seed: int, done: int, *, epochs: int | None = None, workers: int | None = None
+    ) -> Batches:
+        """This process's shard of a source's training batches, after `done` of them."""
+        hp = self.hyperparameters
+        steps = steps_per_epoch(len(source.catalog.train), hp.global_batch_size)
+        return training_batches(
+            source,
+            TrainingTransform(hp),
+            global_batch=hp.global_batch_size,
+            epochs=epochs or hp.epochs,
+            seed=seed,
+            start=divmod(done, steps),
+            rank=self.processes.rank,
+            world_size=self.processes.world_size,
+            workers=usable_workers(self.experiment.data.num_workers_train) if workers is None else workers,
+            pin_memory=self.processes.device.type == "cuda",
+            max_bad=self.experiment.data.max_bad,
+            repeats=hp.repeated_augmentation,
+        )
+
+    def columns(self, row: Row) -> dict[str, Any]:
+        """What a training line says beside the columns of all runs; `row` is that of the last update."""
+        return {}
+
+    def end_epoch(self, context: LocalContext) -> list[str]:
+        """Whatever is to be done after an epoch's last step, before its training line; returns what to tell."""
+        return []
+
+    def is_last(self, epochs: int) -> bool:
+        """Whether the run ends after this many epochs."""
+        return epochs == self.hyperparameters.epochs
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What a validation evaluates, by the prefix of its columns in the log."""
+        learner = self.state.learner
+        return {"": learner.network, **({"ema_": learner.average.network} if learner.average else {})}
+
+    def closing_words(self, context: LocalContext) -> list[str]:
+        """What came of it, and where it is."""
+        return [context.whereabouts()]

@@ -1,0 +1,46 @@
+"""Single training steps without a run around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from gaeanet.config.experiment import Experiment
+from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.synthetic import SyntheticSource
+from gaeanet.optim.ema import decay_at
+from gaeanet.optim.rates import Rates, Row
+from gaeanet.runtime.processes import Processes
+from gaeanet.training.learner import build_learner
+from gaeanet.training.objective import Classification
+from gaeanet.training.state import RunState
+from gaeanet.training.step import step
+
+
+class Trainee:
+    """A network of an experiment and its objective."""
+
+    def __init__(self, experiment: Experiment, source: Source | None = None, processes: Any = None) -> None:
+        hp = self._hp = experiment.hyperparameters
+        self.learner = build_learner(hp, processes or Processes())
+        self.state = RunState(experiment, source or SyntheticSource(3, 10, 32, 0), self.learner)
+        self.objective = Classification(hp)
+        self.network = self.learner.network
+
+    def step(self, images: Tensor, labels: Tensor, rate: float, drop_path_rate: float = 0.0) -> None:
+        weight = 1.0 - decay_at(int(self.learner.updates), self._hp.ema_decay)
+        rates = Rates.constant(Row(rate, drop_path_rate, weight), self.learner.device)
+        step(self.learner, images, labels, self.objective, rates)
+
+
+def interrupted_at(batches: int, original: Callable[..., None] = step) -> Callable[..., None]:
+    """A step that is interrupted, as by Ctrl-C, when so many batches are done."""
+
+    def interrupted(learner: Any, *arguments: Any, **options: Any) -> None:
+        if learner.batches == batches:
+            raise KeyboardInterrupt
+        original(learner, *arguments, **options)
+
+    return interrupted
