@@ -81,7 +81,7 @@ def test_arrows_run_downward_between_packages() -> None:
             here, there = name.split("."), target.split(".")
             if here[0] != there[0] and floor_of(here[0], FLOORS) >= floor_of(there[0], FLOORS):
                 wrong.append(f"{name} -> {target}")
-            if here[0] == there[0] == "data" and len(here) > 2 and here[1] != there[1]:
+            if here[0] == there[0] == "data" and min(len(here), len(there)) > 2 and here[1] != there[1]:
                 if floor_of(here[1], DATA_FLOORS) >= floor_of(there[1], DATA_FLOORS):
                     wrong.append(f"{name} -> {target}")
     assert not wrong

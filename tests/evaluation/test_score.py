@@ -41,7 +41,7 @@ def evaluated(gaeanet: Run, *arguments: Any) -> dict[str, Any]:
 def test_field_report_55_a_new_process_elsewhere_finds_the_logged_numbers(tiny_run: TinyRun, tmp_path: Path) -> None:
     line = read_log(tiny_run.run, "validation")[-1]
     moved = shutil.copytree(tiny_run.run / "checkpoints" / "latest", tmp_path / "moved")
-    command = [sys.executable, "-m", "gaeanet.cli.main", "evaluate", str(moved), "--json"]
+    command = [sys.executable, "-m", "gaeanet.cli", "evaluate", str(moved), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, env=environment)
     facts = json.loads(found.stdout)

@@ -88,7 +88,7 @@ def test_field_report_96_a_command_that_went_well_leaves_standard_error_empty(
         words[1] = "model.safetensors"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("GAEANET", "PYTHONWARN"))}
     done = subprocess.run(
-        [sys.executable, "-m", "gaeanet.cli.main", *words],
+        [sys.executable, "-m", "gaeanet.cli", *words],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -152,16 +152,16 @@ def test_field_report_46_a_tower_of_no_weight_is_not_built(experiment_file: Writ
 
 
 def test_field_report_49_a_worse_epoch_after_resume_is_not_best(experiment_file: Write, t3: Path) -> None:
-    state = trainee(experiment_file, t3)
+    state = trainee(experiment_file, t3).state
 
     def line(accuracy: float, epoch: float, loss: float = 1.0) -> dict[str, Any]:
         return {"top1_accuracy": accuracy, "loss": loss, "ema_top1_accuracy": 0.0, "ema_loss": 1.0, "epoch": epoch}
 
-    state.batches = 4
+    state.learner.batches = 4
     assert state.note_validation(line(60.0, 1))
-    again = trainee(experiment_file, t3)
-    again.state.load(Path("a/b/c"), *state.state.saved())
-    again.batches = 8
+    again = trainee(experiment_file, t3).state
+    again.load(Path("a/b/c"), *state.saved())
+    again.learner.batches = 8
     assert not again.note_validation(line(40.0, 2))
     assert not again.note_validation(line(60.0, 2))  # ties keep the older
     assert not again.note_validation(line(99.0, 2, loss=math.nan))
@@ -215,7 +215,7 @@ def test_field_report_48_a_full_disk_leaves_the_older_checkpoint_whole(
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
 
-    command = [sys.executable, "-m", "gaeanet.cli.main", "train", str(config), "--data", str(t3), "--run-dir", "full"]
+    command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--data", str(t3), "--run-dir", "full"]
     full = subprocess.run(command, preexec_fn=little_room, capture_output=True, text=True, cwd=tmp_path)
     assert full.returncode == 1
     assert "disk" in full.stderr

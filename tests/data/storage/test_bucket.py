@@ -387,7 +387,7 @@ def test_field_report_39_workers_of_a_killed_run_end_too(
     """Workers that read from a bucket are children of a server, which does not notice that the run was killed."""
     upload(t3, "gs://photos/orphans")
     config = experiment_file(data={"num_workers_train": 2, "location": "gs://photos/orphans"}, epochs=1000)
-    command = [sys.executable, "-m", "gaeanet.cli.main", "train", str(config), "--run-dir", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "gaeanet.cli", "train", str(config), "--run-dir", str(tmp_path / "run")]
     log = tmp_path / "run" / "metrics.jsonl"
     segments, marked = shared_memory(), mark()
     quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "OMP_NUM_THREADS": "1", **marked}}
