@@ -36,7 +36,8 @@ from object_server import objects
 from photographs import photograph
 
 from gaeanet.artifacts.directory import CHECKPOINTS
-from gaeanet.config.experiment import Data, Hyperparameters
+from gaeanet.config.data import Data
+from gaeanet.config.experiment import Hyperparameters
 from gaeanet.data.images.transforms import TrainingTransform
 from gaeanet.data.loading.loader import training_batches
 from gaeanet.data.sources import order

@@ -25,7 +25,8 @@ from gaeanet.artifacts import checkpoint
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
 from gaeanet.cells.zoo import ZOO
-from gaeanet.config.experiment import Activation, Hyperparameters
+from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.network import Activation, Network
 from gaeanet.errors import RequestError, reason
 from gaeanet.models.build import build_network
 from gaeanet.models.network import CellNetwork
@@ -133,7 +134,7 @@ def recognise(
     raise RequestError(f"{origin}: no published cell has its names and shapes: give the cell with --genotype")
 
 
-def _misfit(weights: Mapping[str, Tensor], seen: Hyperparameters, cell: Genotype) -> str | None:
+def _misfit(weights: Mapping[str, Tensor], seen: Network, cell: Genotype) -> str | None:
     """What speaks against these weights being of this cell; None if every name and shape agrees."""
     with torch.device("meta"):
         network = _network(seen, cell)
@@ -150,8 +151,8 @@ def _misfit(weights: Mapping[str, Tensor], seen: Hyperparameters, cell: Genotype
     return None
 
 
-def _network(hp: Hyperparameters, cell: Genotype) -> CellNetwork:
-    return build_network(hp.model_copy(update={"genotype": cell.to_dict()}))
+def _network(seen: Network, cell: Genotype) -> CellNetwork:
+    return build_network(seen.model_copy(update={"genotype": cell.to_dict()}))
 
 
 def import_weights(

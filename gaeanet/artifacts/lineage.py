@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet import __version__
-from gaeanet.config.experiment import in_words
+from gaeanet.config.data import describe_minival
 
 Lineage = dict[str, Any]
 
@@ -90,7 +90,7 @@ def chain(metadata: Mapping[str, Any]) -> Iterator[str]:
             ", GENERATED IMAGES" if data.get("generated") else ""
         )
         if data.get("minival"):
-            yield f"  but for {in_words(data['minival'])}, on which it was validated"
+            yield f"  but for {describe_minival(data['minival'])}, on which it was validated"
         parent = link.get("parent")
         if parent is None:
             yield "  from random weights"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gaeanet.artifacts.find import Trained, find
 from gaeanet.artifacts.lineage import Lineage, parent_of
 from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.network import Network
 from gaeanet.data.sources.catalog import imagenet_wnids
 from gaeanet.errors import RequestError
 
@@ -128,7 +129,7 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _cell_name(hp: Hyperparameters) -> str:
+def _cell_name(network: Network) -> str:
     from gaeanet.cells.zoo import ZOO
 
-    return next((name for name, cell in ZOO.items() if cell.genotype == hp.cell), "<its own>")
+    return next((name for name, cell in ZOO.items() if cell.genotype == network.cell), "<its own>")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gaeanet.artifacts.find import Trained
-from gaeanet.config.experiment import in_words
+from gaeanet.config.data import describe_minival
 from gaeanet.data.images.transforms import ValidationTransform
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.evaluation import real_labels
@@ -214,7 +214,7 @@ def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
     """The values for people, line by line."""
     marker = " [generated images]" if facts["generated"] else ""
     yield f"{facts['checkpoint']} (cell {facts['cell']})"
-    held_out = f", {in_words(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
+    held_out = f", {describe_minival(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
     yield f"{facts['count']:,} images of {facts['data']}{held_out}{marker}, {facts['device']}"
     yield f"shorter side to {facts['resize']}, centre {facts['image_size']} x {facts['image_size']}"
     yield from (f"not as in the run: {words}" for words in facts["changed"])

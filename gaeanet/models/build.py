@@ -1,25 +1,25 @@
-"""From hyperparameters to a network."""
+"""From the configuration of a network to the network."""
 
 from __future__ import annotations
 
 import torch
 
-from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.network import Network
 from gaeanet.models.network import CellNetwork
 
 
-def build_network(hp: Hyperparameters) -> CellNetwork:
-    """The network that the hyperparameters describe, with the initial weights of their seed."""
+def build_network(config: Network) -> CellNetwork:
+    """The network that the configuration describes, with the initial weights of its seed."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(hp.seed)
+        torch.default_generator.manual_seed(config.seed)
         network = CellNetwork(
-            hp.num_classes,
-            **hp.architecture,
-            drop_rate=hp.drop_prob,
-            drop_path_rate=hp.drop_path_prob,
+            config.num_classes,
+            **config.architecture,
+            drop_rate=config.drop_prob,
+            drop_path_rate=config.drop_path_prob,
             # A tower that the loss ignores would only cost time and trip up DistributedDataParallel.
-            auxiliary=hp.auxiliary and hp.auxiliary_weight > 0,
-            auxiliary_second_norm=hp.auxiliary_second_norm,
+            auxiliary=config.auxiliary and config.auxiliary_weight > 0,
+            auxiliary_second_norm=config.auxiliary_second_norm,
         )
-    network.set_operation_gamma(hp.initial_gamma)
+    network.set_operation_gamma(config.initial_gamma)
     return network

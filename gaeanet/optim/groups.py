@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.optimizer import Optimizer
 from gaeanet.models.network import CellNetwork
 
 _TOWER = "auxiliary_head."
@@ -37,7 +37,7 @@ def freeze(network: CellNetwork, what: str | int) -> list[nn.Module]:
     return parts
 
 
-def learning_groups(network: CellNetwork, hp: Hyperparameters) -> list[Group]:
+def learning_groups(network: CellNetwork, optimizer: Optimizer) -> list[Group]:
     """What learns, in groups of one rate and one weight decay; frozen parameters are in none.
 
     The head has the whole rate and each layer before it, back to the stem, `layer_decay` times that of the next (Bao et
@@ -45,8 +45,8 @@ def learning_groups(network: CellNetwork, hp: Hyperparameters) -> list[Group]:
     `decay_norms_and_biases` vectors have no weight decay: these are the batch norms' weights and all biases (Goyal et
     al. 2017, arXiv 1706.02677; He et al. 2019, arXiv 1812.01187).
     """
-    groups = _by_layer(network, hp.layer_decay)
-    if hp.decay_norms_and_biases:
+    groups = _by_layer(network, optimizer.layer_decay)
+    if optimizer.decay_norms_and_biases:
         return groups
     split = []
     for group in groups:

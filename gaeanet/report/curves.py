@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.config.experiment import in_words
+from gaeanet.config.data import describe_minival
 from gaeanet.errors import RequestError, reason
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def validated_on(runs: Mapping[str, Sequence[Line]]) -> list[str]:
         if lines and "minival" in lines[-1]:
             shares.setdefault(lines[-1]["minival"], []).append(name)
     return [
-        f"validated on {in_words(share)}, not on the validation split"
+        f"validated on {describe_minival(share)}, not on the validation split"
         + (f": {', '.join(names)}" if len(names) < len(runs) else "")
         for share, names in shares.items()
     ]

@@ -13,7 +13,7 @@ import torchvision.transforms.v2.functional as TF
 from PIL import Image
 from torch import Tensor
 
-from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.augmentation import Augmentation
 from gaeanet.data.images.decode import ImageError, Pixels, to_pixels
 from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform
 from gaeanet.data.sources.order import sample_seed
@@ -53,14 +53,14 @@ def data_url(pixels: Tensor, side: int = SIDE) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def samples(source: Source, hp: Hyperparameters, count: int = 6, epochs: int = 4) -> list[Sample]:
+def samples(source: Source, augmentation: Augmentation, count: int = 6, epochs: int = 4) -> list[Sample]:
     """Some training images, of as many classes as possible, with the augmentation draws of the run's first epochs."""
     labels = source.catalog.train.labels
-    order = source.epoch_order(hp.seed, 0)
+    order = source.epoch_order(augmentation.seed, 0)
     _, firsts = np.unique(labels[order], return_index=True)
     chosen = [int(order[k]) for k in sorted(firsts.tolist())[:count]]
     chosen += [int(index) for index in order[: count * 4] if int(index) not in chosen][: count - len(chosen)]
-    augment, view = TrainingTransform(hp), ValidationTransform(hp.image_size)
+    augment, view = TrainingTransform(augmentation), ValidationTransform(augmentation.image_size)
     found = []
     state = torch.default_generator.get_state()
     try:
@@ -70,9 +70,9 @@ def samples(source: Source, hp: Hyperparameters, count: int = 6, epochs: int = 4
             except (ImageError, RunError):
                 continue  # the training log counts those
             drawn = []
-            for epoch in range(min(epochs, hp.epochs) if hp.epochs > 1 else epochs):
-                torch.default_generator.manual_seed(sample_seed(hp.seed, epoch, index))
-                drawn.append(data_url(augment.at(min(epoch, hp.epochs - 1))(Pixels(pixels))))
+            for epoch in range(min(epochs, augmentation.epochs) if augmentation.epochs > 1 else epochs):
+                torch.default_generator.manual_seed(sample_seed(augmentation.seed, epoch, index))
+                drawn.append(data_url(augment.at(min(epoch, augmentation.epochs - 1))(Pixels(pixels))))
             found.append(Sample(int(labels[index]), data_url(view(pixels)), drawn))
     finally:
         torch.default_generator.set_state(state)

@@ -7,7 +7,9 @@ import math
 import torch
 
 from gaeanet import __version__
-from gaeanet.config.experiment import Experiment, Hyperparameters, in_words
+from gaeanet.config.data import describe_minival
+from gaeanet.config.experiment import Experiment
+from gaeanet.config.schedule import Batches
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.order import share
 from gaeanet.data.sources.source import Source
@@ -59,7 +61,7 @@ def images(source: Source) -> list[str]:
         return [found]
     return [
         found,
-        f"minival: the validation images are {in_words(source.minival)}, held out of training class by class; the "
+        f"minival: the validation images are {describe_minival(source.minival)}, held out of training class by class; the "
         "validation split is not looked at (gaeanet evaluate RUN counts it)",
     ]
 
@@ -79,11 +81,11 @@ def schedule(experiment: Experiment, context: LocalContext, state: RunState, ste
     return sentences
 
 
-def _arithmetic(hp: Hyperparameters, world_size: int) -> str:
+def _arithmetic(batches: Batches, world_size: int) -> str:
     """How a global batch is made up: processes x images at once x parts."""
-    shares = [share(hp.global_batch_size, rank, world_size) for rank in range(world_size)]
+    shares = [share(batches.global_batch_size, rank, world_size) for rank in range(world_size)]
     sizes = sorted({part.stop - part.start for part in shares}, reverse=True)
-    parts = hp.parts(sizes[0])
+    parts = batches.parts(sizes[0])
     at_once = " or ".join(str(math.ceil(size / parts)) for size in sizes)
     return f"{world_size} process{'es' * (world_size > 1)} x {at_once} x {parts}"
 
@@ -94,7 +96,7 @@ def closing_words(state: RunState, context: LocalContext, minival: float | None)
     if state.best:
         best = state.best[0]
         kind = "averaged (EMA)" if best["weights"] == "ema" else "raw"
-        where = "" if minival is None else f", on {in_words(minival)} held out"
+        where = "" if minival is None else f", on {describe_minival(minival)} held out"
         words.insert(
             0, f"best: top-1 {best['top1_accuracy']:.2f} % at epoch {best['epoch']:g} with {kind} weights{where}"
         )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gaeanet.config.experiment import Hyperparameters
+    from gaeanet.config.augmentation import MixedImages
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,10 @@ class Mix:
 
 
 class Mixing:
-    """The mixing that the hyperparameters ask for; where that is both, a step has the one or the other, evenly."""
+    """The mixing that the experiment asks for; where that is both, a step has the one or the other, evenly."""
 
-    def __init__(self, hyperparameters: Hyperparameters) -> None:
-        alphas = (hyperparameters.mixup_alpha, False), (hyperparameters.cutmix_alpha, True)
+    def __init__(self, mixed: MixedImages) -> None:
+        alphas = (mixed.mixup_alpha, False), (mixed.cutmix_alpha, True)
         self._kinds = [(alpha, cuts) for alpha, cuts in alphas if alpha > 0]
 
     def draw(self, seed: int, height: int, width: int) -> Mix | None:

@@ -14,7 +14,8 @@ from gaeanet import __version__
 from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.directory import CHECKPOINTS
 from gaeanet.artifacts.lineage import Lineage, lineage_of
-from gaeanet.config.experiment import OPERATIONAL, Data, Experiment
+from gaeanet.config.data import Data
+from gaeanet.config.experiment import OPERATIONAL, Experiment
 from gaeanet.data.sources.catalog import check_table
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, reason

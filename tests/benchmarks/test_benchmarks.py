@@ -14,7 +14,7 @@ import yaml
 from tiny import NET, make_folder, read_log
 
 from gaeanet.cells.zoo import ZOO
-from gaeanet.config.experiment import Data
+from gaeanet.config.data import Data
 from gaeanet.data.sources.open import open_location
 from gaeanet.search.genotype_file import write_genotype
 

@@ -24,7 +24,7 @@ from gaeanet.data.images.colour import ColorJitter
 from gaeanet.data.images.policies import AutoAugment, RandAugment
 
 if TYPE_CHECKING:
-    from gaeanet.config.experiment import Hyperparameters
+    from gaeanet.config.augmentation import Augmentation
     from gaeanet.data.images.decode import Picture
 
 MEAN = (0.485, 0.456, 0.406)
@@ -118,17 +118,17 @@ def _filled(image: Tensor, top: int, left: int, bottom: int, right: int) -> Tens
 
 
 class TrainingTransform:
-    """The augmentation that the hyperparameters ask for."""
+    """The augmentation that the experiment asks for."""
 
-    def __init__(self, hyperparameters: Hyperparameters) -> None:
-        self._sizes = hyperparameters.training_sizes
-        self._epochs = hyperparameters.epochs
-        self._min_area = hyperparameters.crop_min_area
-        self._cutout = hyperparameters.cutout_length if hyperparameters.cutout else 0
-        self._erasing = hyperparameters.random_erasing
-        policies = (hyperparameters.autoaugment, AutoAugment), (hyperparameters.randaugment, RandAugment)
+    def __init__(self, augmentation: Augmentation) -> None:
+        self._sizes = augmentation.training_sizes
+        self._epochs = augmentation.epochs
+        self._min_area = augmentation.crop_min_area
+        self._cutout = augmentation.cutout_length if augmentation.cutout else 0
+        self._erasing = augmentation.random_erasing
+        policies = (augmentation.autoaugment, AutoAugment), (augmentation.randaugment, RandAugment)
         self._policies = [policy() for asked, policy in policies if asked]
-        self._jitter = ColorJitter(0.4, 0.4, 0.4, 0.2) if hyperparameters.color_jitter else None
+        self._jitter = ColorJitter(0.4, 0.4, 0.4, 0.2) if augmentation.color_jitter else None
 
     def at(self, epoch: int) -> Callable[[Picture], Tensor]:
         """The transform of an epoch."""

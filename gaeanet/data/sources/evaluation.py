@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gaeanet.config.experiment import Data, Hyperparameters, experiment_from, in_words
+from gaeanet.config.data import Data, describe_minival
+from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.catalog import Catalog, Split, check_table, imagenet_wnids
 from gaeanet.data.sources.folder import images_under
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
@@ -121,7 +122,9 @@ def _counted(source: Source, share: float | None, minival: bool) -> tuple[Source
         if not len(source.catalog.train):
             raise RequestError(f"{source.location}: no training split there to hold anything out of")
         return with_minival(source, share), []
-    return source, [f"the run validated on {in_words(share)} (--minival counts that); this is the validation split"]
+    return source, [
+        f"the run validated on {describe_minival(share)} (--minival counts that); this is the validation split"
+    ]
 
 
 def _data(settings: dict[str, Any]) -> Data:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gaeanet.config.experiment import Data, Experiment, Hyperparameters
+from gaeanet.config.data import Data
+from gaeanet.config.experiment import Experiment
+from gaeanet.config.schedule import Batches
 from gaeanet.data.sources.archives import ArchiveSource
 from gaeanet.data.sources.catalog import check_class_count
 from gaeanet.data.sources.folder import FolderSource
@@ -38,7 +40,7 @@ def open_source(experiment: Experiment) -> Source:
     check_class_count(source.catalog, hp.num_classes, source.location)
     if data.minival is not None:
         source = with_minival(source, data.minival)
-    _check_shares(hp)
+    _check_batches(hp)
     if hp.global_batch_size > len(source.catalog.train):
         raise RequestError(
             f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "
@@ -47,20 +49,20 @@ def open_source(experiment: Experiment) -> Source:
     return source
 
 
-def _check_shares(hp: Hyperparameters) -> None:
+def _check_batches(batches: Batches) -> None:
     """Refuses shares or parts of one image: batch norm needs at least two."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    smallest, largest = hp.global_batch_size // processes, -(-hp.global_batch_size // processes)
+    smallest, largest = batches.global_batch_size // processes, -(-batches.global_batch_size // processes)
     if smallest < 2:
         raise RequestError(
-            f"hyperparameters.global_batch_size is {hp.global_batch_size} for {processes} processes, which need at "
+            f"hyperparameters.global_batch_size is {batches.global_batch_size} for {processes} processes, which need at "
             f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
         )
-    parts = hp.parts(largest)
+    parts = batches.parts(largest)
     if smallest // parts < 2:
         raise RequestError(
-            f"hyperparameters.max_batch_per_slot {hp.max_batch_per_slot} makes parts of a single image from a share of "
-            f"{smallest}, and batch norm needs two: make it {hp.max_batch_per_slot + 1 if hp.max_batch_per_slot else 2}"
+            f"hyperparameters.max_batch_per_slot {batches.max_batch_per_slot} makes parts of a single image from a share of "
+            f"{smallest}, and batch norm needs two: make it {batches.max_batch_per_slot + 1 if batches.max_batch_per_slot else 2}"
         )
 
 

@@ -20,7 +20,8 @@ from PIL import Image
 from services import Proxy, upload
 from tiny import Result, make_folder, read_log
 
-from gaeanet.config.experiment import Data, Hyperparameters
+from gaeanet.config.data import Data
+from gaeanet.config.experiment import Hyperparameters
 from gaeanet.data.images.decode import to_pixels
 from gaeanet.data.images.transforms import TrainingTransform
 from gaeanet.data.loading.loader import training_batches

@@ -19,7 +19,8 @@ from services import QUICK, Proxy, always, flaky, upload
 from sessions import assert_nothing_left, mark, members, shared_memory
 from tiny import Result, make_folder, read_log
 
-from gaeanet.config.experiment import Data, Hyperparameters, load_experiment
+from gaeanet.config.data import Data
+from gaeanet.config.experiment import Hyperparameters, load_experiment
 from gaeanet.data.images.transforms import TrainingTransform
 from gaeanet.data.loading.loader import training_batches
 from gaeanet.data.sources import bucket_folder

@@ -15,7 +15,7 @@ from readers import read_all, reads, reads_and_compares
 from services import Proxy, flaky, upload
 from tiny import Result, make_folder
 
-from gaeanet.config.experiment import Data
+from gaeanet.config.data import Data
 from gaeanet.data.prepare.prepare import prepare
 from gaeanet.data.sources.folder import FolderSource
 from gaeanet.data.sources.open import open_location
