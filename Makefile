@@ -1,7 +1,8 @@
 # make install   .venv with everything, development included
-# make train     trains const.yaml (generated images, minutes) to its end
+# make train     trains the recipe const (generated images, minutes) to its end
 # make test      the whole test suite
 # make check     linters and types
+# make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
 # make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about ten minutes on two cores)
 PYTHON ?= python3
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test check format bench timm-tests
+.PHONY: install train test check format reference bench timm-tests
 
 install: $(READY)
 
@@ -19,7 +20,7 @@ $(READY): pyproject.toml
 	touch $@
 
 train: $(READY)
-	$(BIN)/gaeanet train const.yaml --resume
+	$(BIN)/gaeanet train const --resume
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
@@ -29,6 +30,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+reference: $(READY)
+	$(BIN)/python -m gaeanet.config.reference docs/training.md
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py $(PARTS)

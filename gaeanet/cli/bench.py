@@ -58,7 +58,9 @@ def bench(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "bench", bench, "measure what limits the speed here")
-    command.add_argument("config", metavar="CONFIG", type=Path, help="the experiment file")
+    command.add_argument(
+        "config", metavar="CONFIG", type=Path, help="the experiment file, or a recipe such as distributed"
+    )
     add_changes(command)
     command.add_argument(
         "--seconds", metavar="N", type=float, default=60.0, help="about how long it may take (default: 60)"

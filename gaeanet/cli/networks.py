@@ -61,8 +61,8 @@ def add_commands(commands: Any) -> None:
         "networks",
         metavar="NETWORK",
         nargs="*",
-        help="a cell's name, a genotype file, a Genotype(...) text, an experiment file, a run or a checkpoint "
-        "(default: gaea-imagenet); two are compared",
+        help="a cell's name, a genotype file, a Genotype(...) text, an experiment file, a recipe, a run or a "
+        "checkpoint (default: gaea-imagenet); two are compared",
     )
     command.add_argument(
         "--image-size", metavar="N", type=int, help="count at this size (default: the experiment's; 224 for a cell)"

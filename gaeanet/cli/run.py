@@ -85,7 +85,7 @@ def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalC
     return LocalContext(run_dir, mirror, start)
 
 
-_EXAMPLES = {"train": "const.yaml", "search": "search.yaml"}
+_EXAMPLES = {"train": "const", "search": "search"}
 
 
 def _experiment(arguments: argparse.Namespace, job: str) -> Experiment:
@@ -110,7 +110,7 @@ def check_job(experiment: Experiment, job: str, config: Path | None) -> None:
     if not searches and job == "search":
         raise RequestError(
             f"{where}: no hyperparameters.search, which says how to search: add it (search: {{}} is GAEA's), as in "
-            f"{_EXAMPLES[job]}"
+            f"the recipe {_EXAMPLES[job]}"
         )
 
 
@@ -151,7 +151,11 @@ def _mirror(location: str | None, resume: bool) -> Mirror | None:
 def _add_run_options(command: argparse.ArgumentParser) -> None:
     """Adds what all commands that start or continue a run understand."""
     command.add_argument(
-        "config", metavar="CONFIG", type=Path, nargs="?", help="the experiment file (not on a cluster, which has it)"
+        "config",
+        metavar="CONFIG",
+        type=Path,
+        nargs="?",
+        help="the experiment file, or a recipe such as const (not on a cluster, which has it)",
     )
     add_changes(command)
     command.add_argument(

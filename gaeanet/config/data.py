@@ -12,7 +12,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([MGT])B")
 
 
 class Data(Block):
-    """Where the images are and how they are read (`data:`)."""
+    """Data: where the images are and how they are read."""
 
     bucket_name: str | None = None
     """A Google Cloud Storage bucket: shorthand for location gs://<bucket_name>/imagenet."""

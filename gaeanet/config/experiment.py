@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,11 +19,12 @@ from gaeanet.config.data import Data
 from gaeanet.config.messages import one_line
 from gaeanet.config.network import Network
 from gaeanet.config.optimizer import Optimizer
+from gaeanet.config.recipes import read_file_or_recipe
 from gaeanet.config.run import Run, Start
 from gaeanet.config.schedule import Batches, Schedule
 from gaeanet.config.search import Search
 from gaeanet.config.yaml import parse
-from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.errors import RequestError, did_you_mean
 
 CLUSTER_KEYS = frozenset(
     {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
@@ -144,7 +144,7 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
     """Reads an experiment file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the bare name of a recipe (`const`) where there is no such file.
         overrides: `KEY=VALUE` each, KEY a dotted path such as `hyperparameters.epochs`, VALUE in YAML.
         data: Takes the place of `data.location` and `data.bucket_name`.
 
@@ -152,12 +152,7 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
         RequestError: The file cannot be read, or a key or value is wrong; the message has the key's path.
     """
     origin = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
-        raise RequestError(f"{origin}: cannot read the experiment file: {why}") from None
-    tree = parse(text, origin)
+    tree = parse(read_file_or_recipe(path), origin)
     if not isinstance(tree, dict):
         raise RequestError(f"{origin}: an experiment file is a mapping with data and hyperparameters, this is not")
     for override in overrides:

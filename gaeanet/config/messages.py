@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, get_args
+from collections.abc import Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -25,7 +26,7 @@ def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
         return f"{key} {message}" if message.startswith("is ") else f"{key}: {message}"
     if not path:
         return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {_shown(first['input'])}"
-    return f"{key}: must be {_expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
+    return f"{key}: must be {expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
 
 
 def _block(model: type[BaseModel], key: str) -> type[BaseModel] | None:
@@ -40,31 +41,49 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _expected(field: FieldInfo) -> str:
-    """What a field takes, in words, from its annotation and bounds."""
-    annotation = str(field.annotation)
-    choices = re.findall(r"Literal\[([^\]]*)\]", annotation)
-    words = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    kinds = [" or ".join(choices[0].replace("'", "").split(", "))] if choices else []
-    rest = re.sub(r"Literal\[[^\]]*\]", "", annotation)
-    kinds += [
-        text
-        for name, text in words.items()
-        if re.search(rf"\b{name}\b", rest) and not (name == "str" and "dict" in rest)
-    ]
-    if "list[int]" in rest or "List[int]" in rest:
-        kinds.append("two whole numbers")
-    if "list[str]" in rest:
-        kinds = ["a list of names"]
-    if "dict" in rest:
-        kinds.append("a name, a file or four lists")
-    if "None" in rest:
-        kinds.append("null")
+def expected(field: FieldInfo) -> str:
+    """What a field takes: kinds of values and their bounds, from its annotation."""
+    kinds = _kinds(field.annotation, field.metadata)
+    if any(" >" in kind or " <" in kind for kind in kinds[:-1]):
+        return f"{' or '.join(kinds[:-1])}, or {kinds[-1]}"
+    return " or ".join(kinds)
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list[int]: "two whole numbers",
+    list[str]: "a list of names",
+    type(None): "null",
+}
+
+
+def _kinds(annotation: Any, constraints: Sequence[Any]) -> list[str]:
+    """Each kind of value that an annotation allows; bounds belong to numbers."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        own = [rule for outer in inner[1:] for rule in getattr(outer, "metadata", [outer])]
+        return _kinds(inner[0], [*constraints, *own])
+    if origin in (Union, UnionType):
+        if str in inner and dict[str, Any] in inner:
+            return ["a name, a file or four lists"]
+        return [kind for part in inner for kind in _kinds(part, constraints)]
+    if origin is Literal:
+        return [str(value) for value in inner]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return ["a block of keys"]
+    bounds = _bounds(constraints) if annotation in (int, float) else ""
+    return [f"{_WORDS[annotation]} {bounds}".rstrip()]
+
+
+def _bounds(constraints: Sequence[Any]) -> str:
     bounds = []
-    for constraint in field.metadata:
+    for constraint in constraints:
         for attribute, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
             if (bound := getattr(constraint, attribute, None)) is not None:
-                bounds.append(f"{sign} {bound}")
+                bounds.append(f"{sign} {'2^63' if bound == 2**63 else bound}")
         if (factor := getattr(constraint, "multiple_of", None)) is not None:
             bounds.append(f"a multiple of {factor}")
-    return " or ".join(kinds) + (f" {' and '.join(bounds)}" if bounds else "")
+    return " and ".join(bounds)

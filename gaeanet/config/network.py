@@ -15,7 +15,7 @@ Activation = Literal["relu", "swish", "hswish"]
 
 
 class Network(Seeded):
-    """The network: its cell, its size, and how it is regularised."""
+    """Network: its cell, its size, and how it is regularised."""
 
     genotype: str | dict[str, Any] = "gaea-imagenet"
     """The cell: a name from the zoo, a file, a Genotype(...) text or its four lists."""

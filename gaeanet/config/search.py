@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from gaeanet.config.base import Block, Positive
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Search(Block):
-    """How a cell is searched for; null values are the method's own."""
+    """Search: how a cell is searched for. Null values are the method's own."""
 
     method: Literal["gaea", "pc-darts", "darts"] = "gaea"
     """What moves the architecture: exponentiated gradient on simplices, or Adam behind a softmax."""
@@ -22,10 +22,10 @@ class Search(Block):
     """Null: 0.1 for gaea, 6e-4 for the others."""
     channel_divisor: int | None = Field(None, ge=1)
     """One k-th of the channels goes through the candidates, the rest passes by; null: 4, and 1 for darts."""
-    weights_share: Share | None = None
-    """Share of each class's training images that train weights; null: 0.5, and 1 where level is single."""
-    architecture_share: Share | None = None
-    """Share that trains the architecture, other images than those; null: 0.5. Null only where level is single."""
+    weights_share: Fraction | None = None
+    """Fraction of each class's training images that train weights; null: 0.5, and 1 where level is single."""
+    architecture_share: Fraction | None = None
+    """Fraction that trains the architecture, other images than those; null: 0.5. Null only where level is single."""
     architecture_warmup_epochs: int | None = Field(None, ge=0)
     """Epochs before the architecture moves; null: three tenths of all for pc-darts, 0 for the others."""
     multiply_adds_limit: Positive | None = None
@@ -34,7 +34,7 @@ class Search(Block):
     """Ends the search once the genotype has not changed for so many epochs; null: never."""
 
     @model_validator(mode="after")
-    def _shares_fit(self) -> Search:
+    def _fractions_fit(self) -> Search:
         if self.level == "single" and self.architecture_share is not None:
             raise ValueError("architecture_share goes with level bilevel: with single, the weights' images serve both")
         if self.level == "bilevel" and sum(self.shares) > 1 + 1e-9:
@@ -44,7 +44,7 @@ class Search(Block):
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Shares of the images for weights and for the architecture; with level single the second is 0."""
+        """Fractions of the images for weights and for the architecture; with level single the second is 0."""
         if self.level == "single":
             return (1.0 if self.weights_share is None else self.weights_share), 0.0
         return (

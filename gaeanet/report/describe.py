@@ -19,7 +19,8 @@ from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.read import read_genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_from, load_experiment
-from gaeanet.errors import RequestError
+from gaeanet.config.recipes import is_bare, recipe_names
+from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def read_subject(reference: str) -> Subject:
     """Finds what `reference` names.
 
     Args:
-        reference: A zoo name, a genotype file, a `Genotype(...)` text, an experiment file, a run directory or a
-            checkpoint directory.
+        reference: A zoo name, a genotype file, a `Genotype(...)` text, an experiment file, a recipe, a run directory
+            or a checkpoint directory.
 
     Raises:
         RequestError: There is no such thing, or what is there cannot be read.
@@ -90,8 +91,10 @@ def read_subject(reference: str) -> Subject:
         kind = "directory" if path.is_dir() else "file" if path.is_file() else ""
     except (OSError, ValueError):  # a text too long to be a path
         kind = ""
+    if not kind and reference in recipe_names():
+        return _subject(reference, _hyperparameters(path))
     if reference in ZOO or not kind:
-        genotype = read_genotype(reference)
+        genotype = _known_cell(reference)
     elif metadata := _of_trained(path):
         tree = {"hyperparameters": metadata["state"]["hyperparameters"]}
         return _subject(reference, experiment_from(tree, reference).hyperparameters)
@@ -104,6 +107,14 @@ def read_subject(reference: str) -> Subject:
     return _subject(
         reference if kind else "genotype", Hyperparameters(genotype=genotype.to_dict(), activation="relu", do_SE=False)
     )
+
+
+def _known_cell(reference: str) -> Genotype:
+    """A cell of the zoo or a `Genotype(...)` text; a name that is neither may be a misspelt recipe as well."""
+    if reference not in ZOO and is_bare(reference):
+        hint = did_you_mean(reference, [*ZOO, *recipe_names()])
+        raise RequestError(f"{reference!r}: neither a file nor a known cell or recipe; {hint}")
+    return read_genotype(reference)
 
 
 def _subject(reference: str, hyperparameters: Hyperparameters) -> Subject:

@@ -1,4 +1,4 @@
-"""The published recipes as values, how an experiment departs from them, and how a run compares with the original."""
+"""The published recipes, how an experiment departs from them, and how a run compares with the original."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
-from gaeanet.config.experiment import OPERATIONAL, Hyperparameters
+from gaeanet.config.experiment import OPERATIONAL, Hyperparameters, experiment_from
+from gaeanet.config.recipes import read_recipe
+from gaeanet.config.yaml import parse
 from gaeanet.report.curves import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line, beside_the_published
 
-RECIPES: dict[str, Hyperparameters] = {
-    "the original example's (distributed.yaml)": Hyperparameters(autoaugment=True, cutout=True),
-    "the paper's own evaluation (paper.yaml)": Hyperparameters(
-        activation="relu",
-        do_SE=False,
-        auxiliary=True,
-        auxiliary_second_norm=False,
-        epochs=250,
-        lr_scheduler="linear",
-        ema_decay=0.0,
-    ),
+PUBLISHED = {
+    "distributed": "the original example's (distributed.yaml)",
+    "paper": "the paper's own evaluation (paper.yaml)",
 }
+"""The recipes with a published result, and what the report calls them."""
 
 _NOT_RECIPE = OPERATIONAL | {"precision", "compile", "seed", "validate_every"}
 _ALSO = ("init_checkpoint", "new_head")
@@ -32,9 +27,15 @@ LEAVES = 3.0
 
 def nearest_recipe(hp: Hyperparameters) -> tuple[str, list[tuple[str, Any, Any]]]:
     """The recipe with the fewest differences: its name, and key, value here and value there of each difference."""
-    found = {name: differences(hp, recipe) for name, recipe in RECIPES.items()}
-    name = min(found, key=lambda known: len(found[known]))
-    return name, found[name]
+    rows = {title: differences(hp, published(name)) for name, title in PUBLISHED.items()}
+    nearest = min(rows, key=lambda title: len(rows[title]))
+    return nearest, rows[nearest]
+
+
+def published(name: str) -> Hyperparameters:
+    """The hyperparameters of a recipe; its data are a place that each user fills in."""
+    tree = parse(read_recipe(name), name)
+    return experiment_from({"hyperparameters": tree["hyperparameters"]}, name).hyperparameters
 
 
 def differences(hp: Hyperparameters, other: Hyperparameters) -> list[tuple[str, Any, Any]]:

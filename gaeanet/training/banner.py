@@ -61,8 +61,8 @@ def images(source: Source) -> list[str]:
         return [found]
     return [
         found,
-        f"minival: the validation images are {describe_minival(source.minival)}, held out of training class by class; the "
-        "validation split is not looked at (gaeanet evaluate RUN counts it)",
+        f"minival: the validation images are {describe_minival(source.minival)}, held out of training class by class; "
+        "the validation split is not looked at (gaeanet evaluate RUN counts it)",
     ]
 
 

@@ -26,7 +26,7 @@ def test_help_and_version(gaeanet: Run) -> None:
     [
         ([], "required: COMMAND; see gaeanet --help"),
         (["trian"], "invalid choice: 'trian'"),
-        (["train"], "train: name the experiment file, for example gaeanet train const.yaml"),
+        (["train"], "train: name the experiment file, for example gaeanet train const"),
         (["train", "none.yaml"], "none.yaml: cannot read the experiment file: no such file or directory"),
         (["train", "tiny.yaml", "--dta", "x"], "unrecognized arguments: --dta x"),
         (["train", "tiny.yaml", "--data", "nowhere"], "data.location: nowhere does not exist"),

@@ -170,7 +170,7 @@ def test_data_still_to_be_filled_in_does_not_matter(gaeanet: Run, experiment_fil
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["darts-v3"], "neither a file nor a known cell; did you mean darts-v"),
+        (["darts-v3"], "neither a file nor a known cell or recipe; did you mean darts-v"),
         (["__import__('os').getcwd()"], "neither a file nor a known cell"),
         (["Genotype(normal=[('sep_conv_3x3', 2)])"], "genotype: no normal_concat"),
         (["darts-v1", "--image-size", "31"], "--image-size 31: the network needs 32 pixels or more"),

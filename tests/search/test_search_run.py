@@ -286,7 +286,7 @@ def test_the_genotype_of_the_log_is_that_of_the_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search"], "search: name the experiment file, for example gaeanet search search.yaml"),
+        (["search"], "search: name the experiment file, for example gaeanet search search"),
         (["search", "plain.yaml"], "plain.yaml: no hyperparameters.search, which says how to search: add it"),
         (["train", "tiny.yaml"], "tiny.yaml: hyperparameters.search makes this a search: gaeanet search tiny.yaml"),
         (["search", "tiny.yaml", "--init", "x"], "unrecognized arguments: --init x"),

@@ -122,9 +122,8 @@ def _counted(source: Source, share: float | None, minival: bool) -> tuple[Source
         if not len(source.catalog.train):
             raise RequestError(f"{source.location}: no training split there to hold anything out of")
         return with_minival(source, share), []
-    return source, [
-        f"the run validated on {describe_minival(share)} (--minival counts that); this is the validation split"
-    ]
+    held_out = describe_minival(share)
+    return source, [f"the run validated on {held_out} (--minival counts that); this is the validation split"]
 
 
 def _data(settings: dict[str, Any]) -> Data:

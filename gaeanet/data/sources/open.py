@@ -52,17 +52,18 @@ def open_source(experiment: Experiment) -> Source:
 def _check_batches(batches: Batches) -> None:
     """Refuses shares or parts of one image: batch norm needs at least two."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    smallest, largest = batches.global_batch_size // processes, -(-batches.global_batch_size // processes)
+    images = batches.global_batch_size
+    smallest, largest = images // processes, -(-images // processes)
     if smallest < 2:
         raise RequestError(
-            f"hyperparameters.global_batch_size is {batches.global_batch_size} for {processes} processes, which need at "
+            f"hyperparameters.global_batch_size is {images} for {processes} processes, which need at "
             f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
         )
-    parts = batches.parts(largest)
+    parts, most = batches.parts(largest), batches.max_batch_per_slot
     if smallest // parts < 2:
         raise RequestError(
-            f"hyperparameters.max_batch_per_slot {batches.max_batch_per_slot} makes parts of a single image from a share of "
-            f"{smallest}, and batch norm needs two: make it {batches.max_batch_per_slot + 1 if batches.max_batch_per_slot else 2}"
+            f"hyperparameters.max_batch_per_slot {most} makes parts of a single image from a share of {smallest}, and "
+            f"batch norm needs two: make it {most + 1 if most else 2}"
         )
 
 

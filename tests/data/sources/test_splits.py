@@ -119,7 +119,7 @@ def test_the_seed_of_a_run_has_no_say_and_nothing_is_in_both() -> None:
             "none to train on: lower it, or set it to null",
         ),
         ({"minival": 0.04}, {}, "has 10 training images, and that holds none of them out: raise it, or set it to null"),
-        ({"minival": 1.0}, {}, "data.minival: must be a number or null > 0 and < 1, got 1.0"),
+        ({"minival": 1.0}, {}, "data.minival: must be a number > 0 and < 1, or null, got 1.0"),
         ({"minival": 0.5}, {"global_batch_size": 16}, "more than the 15 training images of generated images beside"),
     ],
 )
