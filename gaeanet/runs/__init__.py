@@ -1,0 +1,1 @@
+"""Where a run is kept and followed: a directory, a cluster, a bucket, trackers."""
