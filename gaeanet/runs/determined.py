@@ -17,10 +17,10 @@ from torch import Tensor
 
 from gaeanet import __version__
 from gaeanet.artifacts import checkpoint
-from gaeanet.config.experiment import Experiment, experiment_from
-from gaeanet.runs.local import Checkpoint, LocalContext
-from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
 from gaeanet.artifacts.directory import CONFIG, GENOTYPE, METRICS, TENSORBOARD, read_log
+from gaeanet.config.experiment import Experiment, experiment_from
+from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
+from gaeanet.runs.local import Checkpoint, LocalContext
 
 TIME_METRIC = "epochs"
 """What a searcher's `time_metric` is called; Determined's web UI also draws against it."""

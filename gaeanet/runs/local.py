@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from gaeanet.artifacts import checkpoint
+from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, CURVE, GENOTYPE, METRICS, REPORT, log_beside, read_log
 from gaeanet.config.experiment import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.runs.mirror import Mirror
 from gaeanet.runtime.processes import Processes
-from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, CURVE, GENOTYPE, METRICS, REPORT, log_beside, read_log
 
 Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 

@@ -11,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from gaeanet.artifacts.checkpoint import NAME
+from gaeanet.artifacts.directory import CHECKPOINTS, MANIFEST, METRICS
 from gaeanet.data.storage.bucket import BucketClient, Patience
 from gaeanet.errors import RunError
 from gaeanet.runtime.names import stays_inside
-from gaeanet.artifacts.directory import CHECKPOINTS, MANIFEST, METRICS
 
 _PATIENCE = Patience(timeout=300.0)
 """A checkpoint's file takes longer than a photograph."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import Result, read_log
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rules import DEPRECATED, broken
 from task import TINY
+from tiny import Result, read_log
 
 from gaeanet.runs.determined import TIME_METRIC, metrics_of
 

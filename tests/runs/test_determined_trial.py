@@ -11,9 +11,9 @@ from typing import Any
 import lives
 import pytest
 import torch
-from tiny import Result, read_log, same_but_for_speed
 from master import Master
 from task import ROOT, TINY, Allocation, free_port, submit
+from tiny import Result, read_log, same_but_for_speed
 
 from gaeanet.artifacts.checkpoint import load
 from gaeanet.cells.read import read_genotype

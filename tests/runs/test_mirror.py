@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import Result, read_log, same_but_for_speed
 from services import QUICK, Proxy, always
+from tiny import Result, read_log, same_but_for_speed
 
 from gaeanet.artifacts.checkpoint import load
 from gaeanet.runs import mirror
