@@ -11,7 +11,6 @@ import pytest
 from steps import interrupted_at
 from tiny import Result, read_log
 
-
 Run = Callable[..., Result]
 Write = Callable[..., Path]
 
