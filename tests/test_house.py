@@ -24,7 +24,7 @@ FLOORS = (
 )
 """Packages from the top down: each may import what is below its floor, and nothing beside it."""
 
-DATA_FLOORS = ({"prepare", "loading"}, {"images", "sources"}, {"storage", "formats"})
+DATA_FLOORS = ({"prepare", "loading"}, {"images", "sources"}, {"storage"})
 
 FREE_OF_TORCH = ("errors", "cells", "config", "data.sources", "data.storage", "runtime.imports", "runtime.names")
 FREE_OF_TORCH += ("runtime.host", "artifacts.directory", "artifacts.checkpoint", "artifacts.find", "artifacts.start")
