@@ -7,6 +7,7 @@ renamed, so that a directory with the final name is always whole. `latest` and `
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -84,11 +85,16 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
 
 
 def point(folder: Path, name: str, target: Path) -> None:
-    """Makes the link `folder/name` (`latest`, `best`) lead to a checkpoint beside it, in one step."""
+    """Makes the link `folder/name` (`latest`, `best`) lead to a checkpoint beside it, in one step.
+
+    Some network and object-store file systems have no links: there it does nothing, for checkpoints say themselves
+    which is the newest and which the best.
+    """
     draft = folder / f".{name}.{os.getpid()}"
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(target.name)
-    draft.replace(folder / name)
+    with contextlib.suppress(OSError):
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target.name)
+        draft.replace(folder / name)
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -59,7 +59,8 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
 
 def checkpoint_to_continue(path: Path) -> Path:
     """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
-    for place in (path, path / CHECKPOINTS / "latest"):
+    newest = sorted((path / CHECKPOINTS).glob("step-*"))[-1:]  # where there are no links
+    for place in (path, path / CHECKPOINTS / "latest", *newest):
         if (place / MANIFEST).is_file():
             return place.resolve()
     raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")

@@ -167,13 +167,21 @@ def _in_directory(path: Path) -> Trained:
             return _of_checkpoint(place)
     if _is_export(path):
         return _of_export(path)
-    # A checkpoint fetched from elsewhere may have lost the names beside it.
-    inside = checkpoint.checkpoints(path / CHECKPOINTS) or checkpoint.checkpoints(path)
-    if inside:
-        return _of_checkpoint(inside[-1])
+    # Copied from elsewhere, or on a file system without links, checkpoints have lost the names beside them.
+    checkpoints = checkpoint.checkpoints(path / CHECKPOINTS) or checkpoint.checkpoints(path)
+    if checkpoints:
+        return _of_checkpoint(_best(checkpoints))
     if (path / METRICS).exists() or (path / CONFIG).exists():
         raise RequestError(f"{path}: this run has no checkpoint yet")
     raise RequestError(f"{path}: no checkpoint, run or export there (no manifest.json, checkpoints/ or config.json)")
+
+
+def _best(checkpoints: list[Path]) -> Path:
+    """The best of a run's checkpoints, oldest first, as the newest manifest names it; the newest where it is gone."""
+    newest = checkpoints[-1]
+    ranked = checkpoint.read_manifest(newest)["state"].get("best") or []
+    names = [checkpoint.name_of(entry["batches"]) for entry in ranked[:1]]
+    return next((path for path in checkpoints if path.name in names), newest)
 
 
 def _of_checkpoint(place: Path) -> Trained:

@@ -13,7 +13,9 @@ from gaeanet.cli import bench, data, networks, run, trained
 from gaeanet.cli.parser import Parser
 from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError
+from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
+from gaeanet.runtime.output import open_standard_streams
 
 
 def _parser() -> Parser:
@@ -27,8 +29,10 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
+    open_standard_streams()
     try:
         parsed = _parser().parse_args(arguments)
+        shorten_temporary_directory()
         with uncollected() if parsed.brief else nullcontext():
             parsed.run(parsed)
         sys.stdout.flush()

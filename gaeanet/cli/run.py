@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
         from gaeanet.artifacts.directory import check_run_dir, checkpoint_to_continue, run_dir_of
         from gaeanet.artifacts.start import read_start
         from gaeanet.data.sources.open import open_source
+        from gaeanet.runs.lock import owned
         from gaeanet.runs.trackers import factory_of
 
     experiment = _experiment(arguments, job)
@@ -48,26 +50,29 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
         image_shares(source, experiment.hyperparameters)
     # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
     mirror = None
-    if os.environ.get("RANK", "0") == "0" and not is_trial():
-        resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-        check_run_dir(run_dir, resume)
-        if not resume:  # a run that goes on does not need it any more
-            read_start(experiment.hyperparameters, source.catalog.classes)
-        mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
+    with ExitStack() as owning:
+        if os.environ.get("RANK", "0") == "0" and not is_trial():
+            resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            check_run_dir(run_dir, resume)
+            owning.enter_context(owned(run_dir))
+            check_run_dir(run_dir, resume)  # again: another may have run here between the first look and the lock
+            if not resume:  # a resumed run does not need it any more
+                read_start(experiment.hyperparameters, source.catalog.classes)
+            mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
-    with importing(torch=True):
-        if job == "search":
-            from gaeanet.search.job import search as run
-        else:
-            from gaeanet.training.train import train as run
+        with importing(torch=True):
+            if job == "search":
+                from gaeanet.search.job import search as run
+            else:
+                from gaeanet.training.train import train as run
 
-    with _context(run_dir, start, mirror) as context:
-        try:
-            run(experiment, source, context)
-        except (RuntimeError, OSError) as error:
-            from gaeanet.cli.diagnose import explained
+        with _context(run_dir, start, mirror) as context:
+            try:
+                run(experiment, source, context)
+            except (RuntimeError, OSError) as error:
+                from gaeanet.cli.diagnose import explained
 
-            raise explained(error) or error from error
+                raise explained(error) or error from error
 
 
 def is_trial() -> bool:

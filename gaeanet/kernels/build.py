@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -103,7 +104,20 @@ def _cache_directory() -> Path:
         with tempfile.TemporaryFile(dir=directory):
             return directory
     except (OSError, RuntimeError):  # not to be written, or no home at all
-        return Path(tempfile.mkdtemp(prefix="gaeanet-"))
+        return _temporary_cache()
+
+
+def _temporary_cache() -> Path:
+    """A directory of this user's in the temporary directory, the same for all processes: compiled once a machine."""
+    directory = Path(tempfile.gettempdir()) / f"gaeanet-{os.getuid()}"
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        state = directory.lstat()
+    except OSError as error:
+        raise Unavailable(f"no directory to compile them in: {error.strerror}") from None
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise Unavailable(f"{directory} is not this user's alone")  # what lies there would be run as code
+    return directory
 
 
 def _fingerprint(compiler: str, runtime: str) -> str:

@@ -5,11 +5,30 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import tempfile
 
 
 def usable_cores() -> int:
     """Those that the process is bound to, where the system tells; else the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+LONGEST_TEMPORARY = 60
+"""Characters that the temporary directory's name may have: worker processes keep sockets there, whose whole name the
+system limits to some hundred."""
+
+
+def shorten_temporary_directory() -> None:
+    """Lets this process and its children use a shorter temporary directory where TMPDIR is too long for sockets.
+
+    Batch systems make such names. What is not a socket would be as well off there, but there is one setting for both.
+    """
+    if len(tempfile.gettempdir()) <= LONGEST_TEMPORARY:
+        return
+    for directory in ("/tmp", "/var/tmp", "/dev/shm"):  # noqa: S108 (the system's own)
+        if os.access(directory, os.W_OK | os.X_OK):
+            os.environ["TMPDIR"] = tempfile.tempdir = directory
+            return
 
 
 def keep_freed_memory() -> None:

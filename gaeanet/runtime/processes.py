@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -15,7 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from gaeanet.runtime.rendezvous import fresh_store
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""By which schedulers, people and closed terminals ask a run to stop."""
 
 
 class Processes:
@@ -90,12 +93,23 @@ class Processes:
             self._control = None
 
 
+class StoppedWaiting(BaseException):
+    """A stop was asked for while the run waited for something that may never come."""
+
+
 class StopRequest:
-    """Notices the signals by which schedulers and people ask a run to stop; a second one ends the process at once."""
+    """Notices the signals that ask a run to stop; a second one of them ends the process at once.
+
+    A closed terminal sends SIGHUP and may send it again, so that one alone never ends the process.
+
+    Attributes:
+        received: The first signal's name.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
+        self._waits = False
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -106,10 +120,24 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _notice(self, number: int, _: FrameType | None) -> None:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for what may never come (a read on a stalled mount): a stop raises `StoppedWaiting` there."""
         if self.received is not None:
+            raise StoppedWaiting
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def _notice(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number != signal.SIGHUP:
             os._exit(128 + number)
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name
+        if self._waits:
+            self._waits = False
+            raise StoppedWaiting
 
 
 def default_device(local_rank: int = 0) -> torch.device:

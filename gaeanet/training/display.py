@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from gaeanet.runtime.output import LastingOutput
 
 
 class Display:
@@ -20,7 +22,8 @@ class Display:
     def __init__(self, marker: str = "", silent: bool = False) -> None:
         self._epochs = self._steps = 1
         self._marker = f"{marker} " if marker else ""
-        self._console = Console(highlight=False, soft_wrap=True, quiet=silent)
+        output = cast(TextIO, LastingOutput())
+        self._console = Console(file=output, highlight=False, soft_wrap=True, quiet=silent)
         self._clock = _Clock(0)
         self._task: TaskID | None = None
         self._live: Progress | None = None

@@ -7,8 +7,9 @@ supernet and its architecture.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,7 +18,7 @@ from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.data.images.transforms import ValidationTransform
 from gaeanet.data.loading.loader import Batch, validation_batches
 from gaeanet.data.loading.read_errors import ReadErrors
-from gaeanet.data.loading.workers import usable_workers
+from gaeanet.data.loading.workers import end_workers, usable_workers
 from gaeanet.data.sources.order import batch_of, step_seed
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError, reason
@@ -27,7 +28,7 @@ from gaeanet.report.curves import draw_curves
 from gaeanet.runs.local import LocalContext
 from gaeanet.runs.trackers import Sinks
 from gaeanet.runtime import devices
-from gaeanet.runtime.processes import Processes, StopRequest
+from gaeanet.runtime.processes import Processes, StoppedWaiting, StopRequest
 from gaeanet.runtime.readback import Readback
 from gaeanet.training.display import Display
 from gaeanet.training.job import Job
@@ -113,7 +114,7 @@ class _Run:
         processes = self.context.processes
         self.rates.move_to(int(state.learner.updates))
         self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
-        for batch in job.batches(self.read_errors):
+        for batch in self._awaited(job.batches(self.read_errors)):
             devices.seed_draws(self._seed(batch), processes.device)
             job.step(batch, self.rates)
 
@@ -135,6 +136,25 @@ class _Run:
             if not rest and job.is_last(epochs):
                 break
         return True
+
+    def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; a stop is followed while one is awaited, which a stalled mount may hold up for ever.
+
+        Among several processes a stop takes the agreement after a step, for which all of them have to come.
+        """
+        if self.context.processes.world_size > 1:
+            yield from batches
+            return
+        while True:
+            try:
+                with self.stop.waiting():
+                    batch = next(batches, None)
+            except StoppedWaiting:
+                end_workers()
+                self._stop()
+            if batch is None:
+                return
+            yield batch
 
     def _seed(self, batch: Batch) -> int:
         seed = self.experiment.hyperparameters.seed
@@ -174,7 +194,12 @@ class _Run:
             return False
         self.display.validating()
         state.learner.share_statistics()
-        line = self._validation()
+        try:
+            with self.stop.waiting() if self.context.processes.world_size == 1 else nullcontext():
+                line = self._validation()
+        except StoppedWaiting:  # it is due again when the run resumes
+            end_workers()
+            self._stop()
         self.context.report(line)
         self.sinks.line(line)
         self.display.report(line)
@@ -228,7 +253,7 @@ class _Run:
         where = {"kind": kind, "data": data, "epoch": batches / self.steps, "batches": batches, "images": images}
         return where if self.source.minival is None else {**where, "minival": self.source.minival}
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         if self.state.validated_at != self.state.batches:
             _save(self.state, self.context, self.experiment.hyperparameters, self.display)
         self.context.finish()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,8 @@ def test_help_and_version(gaeanet: Run) -> None:
         (["train"], "train: name the experiment file, for example gaeanet train const"),
         (["train", "none.yaml"], "none.yaml: cannot read the experiment file: no such file or directory"),
         (["train", "tiny.yaml", "--dta", "x"], "unrecognized arguments: --dta x"),
+        (["train", "tiny.yaml", "--resum"], "unrecognized arguments: --resum"),
+        (["evaluate", "run", "--weight", "ema"], "unrecognized arguments: --weight ema"),
         (["train", "tiny.yaml", "--data", "nowhere"], "data.location: nowhere does not exist"),
         (["train", "tiny.yaml", "--data", ""], "--data is empty"),
         (["train", "tiny.yaml", "--data", "ftp://x/y"], "data.location: ftp://x/y"),
@@ -58,9 +59,7 @@ def test_help_and_refusals_come_without_torch(experiment_file: Write, t3: Path) 
     for arguments in (["--help"], ["train", "none.yaml"], ["train", str(wrong_classes), "--data", str(t3)]):
         code = f"from gaeanet.cli.main import main\nimport sys\ntry: main({arguments!r})\nexcept SystemExit: pass\n"
         code += "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
-        begin = time.monotonic()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=config.parent)
-        assert time.monotonic() - begin < 3
 
 
 def test_a_refused_run_leaves_nothing_behind(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_a_run_directory_holds_what_it_should(gaeanet: Run, experiment_file: Wri
     result = gaeanet("train", experiment_file(), "--data", t3)
     assert result.code == 0, result.err
     run = tmp_path / "runs" / "tiny"
-    assert {p.name for p in run.iterdir()} == {
+    assert {p.name for p in run.iterdir() if not p.name.startswith(".")} == {
         "config.yaml",
         "metrics.jsonl",
         "checkpoints",

@@ -31,6 +31,7 @@ from gaeanet.data.sources.source import Contents
 from gaeanet.data.sources.source import Source as Source
 from gaeanet.errors import GaeanetError, RunError
 from gaeanet.kernels.build import availability
+from gaeanet.runtime.processes import STOP_SIGNALS
 
 Transform = Callable[[Tensor], Tensor]
 Augmentation = Callable[[Picture], Tensor]
@@ -303,7 +304,7 @@ def _quiet_worker(trainer: int, _: int) -> None:
     """Lets the training process `trainer` have the processor first, leaves signals to it, and ends when it ends."""
     os.nice(5)
     threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

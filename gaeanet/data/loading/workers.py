@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+
 from gaeanet.runtime.host import usable_cores
 
 PREFETCH = 4
@@ -16,3 +19,10 @@ def workers_each(workers: int, streams: int) -> list[int]:
 def usable_workers(asked: int) -> int:
     """As many workers as asked for, but not more than there are cores for this process."""
     return min(asked, usable_cores())
+
+
+def end_workers() -> None:
+    """Ends this process's workers at once, which may hang in a read; they leave other signals to this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each
+    for worker in multiprocessing.active_children():
+        worker.kill()
