@@ -12,7 +12,7 @@ from gaeanet.config.experiment import Experiment
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
 from gaeanet.runtime.host import usable_cores
-from gaeanet.training.display import duration
+from gaeanet.runtime.progress import duration
 
 _GIB = 2.0**30
 
