@@ -24,7 +24,7 @@ from gaeanet import __version__
 from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.find import EXPORT_CONFIG, EXPORT_WEIGHTS, Trained
 from gaeanet.artifacts.metadata import METADATA
-from gaeanet.cells.zoo import ZOO
+from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.data.images.transforms import MEAN, STD, ValidationTransform
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.models.folding import fold_batch_norm
@@ -35,17 +35,8 @@ TOLERANCE = 1e-4
 BATCHES = (1, 3)
 """Batch sizes at which an export is compared."""
 
-_ARCHITECTURES = {
-    "gaea-imagenet": "gaea_c48",
-    "pc-darts-imagenet": "pc_darts_c48",
-    "pc-darts-cifar10": "pc_darts_cifar10_c48",
-    "p-darts-cifar10": "p_darts_c48",
-    "darts-v1": "darts_v1_c48",
-    "darts-v2": "darts_v2_c48",
-    "nasnet-a": "nasnet_a_c48",
-    "amoebanet-a": "amoebanet_a_c48",
-}
-"""The registered network that is nearest to a cell of the zoo; an export spells out every argument besides."""
+ARCHITECTURE = "gaea_c48"
+"""The registered network that an export of a cell outside of the zoo names; it spells out every argument besides."""
 
 
 def export(trained: Trained, destination: Path, form: str, kind: str, fold: bool = False) -> list[str]:
@@ -156,14 +147,14 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
 
     importlib.import_module("gaeanet.models.registry")  # registers the networks
     hp = trained.hyperparameters
-    name = next((known for known, cell in ZOO.items() if cell.genotype == hp.cell), "")
+    name = name_of(hp.cell)
     draft.mkdir()
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     save_file(weights, draft / EXPORT_WEIGHTS, metadata={"format": "pt"})
     how = facts["preprocessing"]
     labels = list(trained.classes) if trained.classes else None
     config = {
-        "architecture": _ARCHITECTURES.get(name, "gaea_c48"),
+        "architecture": ZOO[name].architecture if name else ARCHITECTURE,
         "num_classes": hp.num_classes,
         "num_features": network.num_features,
         "global_pool": "avg",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,49 +39,19 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
 
 
 def _onnx_metadata(path: Path) -> dict[str, Any] | None:
-    """The metadata of an ONNX file, read from its protocol buffer: no package is needed for that."""
+    """The metadata of an ONNX file; weights that it keeps in files of their own are not opened."""
     try:
-        content = path.read_bytes()
-        for field, value in _fields(content):
-            if field == 14:  # ModelProto.metadata_props
-                entry = dict(_fields(value))
-                if entry.get(1) == METADATA.encode():
-                    return dict(json.loads(entry[2]))
-    except (OSError, ValueError, IndexError, struct.error) as error:
+        onnx, protobuf = importlib.import_module("onnx"), importlib.import_module("google.protobuf.message")
+    except ImportError as error:
+        raise RequestError(
+            f"{path}: an ONNX file is read with the package {error.name}: pip install 'gaeanet[export]'"
+        ) from None
+    try:
+        entries = onnx.ModelProto.FromString(path.read_bytes()).metadata_props
+        text = next((entry.value for entry in entries if entry.key == METADATA), None)
+        return None if text is None else dict(json.loads(text))
+    except (OSError, ValueError, TypeError, protobuf.DecodeError) as error:
         raise RequestError(f"{path}: not an ONNX file, or damaged: {reason(error)}") from None
-    return None
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """The length-delimited fields of a protocol buffer message: number and content."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = data[place]
-            place += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    while place < len(data):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            varint()
-        elif kind in (1, 5):
-            place += 8 if kind == 1 else 4
-        elif kind == 2:
-            length = varint()
-            if place + length > len(data):
-                raise ValueError("it ends too early")
-            yield key >> 3, data[place : place + length]
-            place += length
-        else:
-            raise ValueError("unknown content")
 
 
 def _pt2_metadata(path: Path) -> dict[str, Any] | None:
@@ -91,6 +60,6 @@ def _pt2_metadata(path: Path) -> dict[str, Any] | None:
             for name in archive.namelist():
                 if name.rsplit("/", 1)[-1] == METADATA:
                     return dict(json.loads(archive.read(name)))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise RequestError(f"{path}: not a torch.export program, or damaged: {reason(error)}") from None
     return None

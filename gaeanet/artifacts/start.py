@@ -130,6 +130,6 @@ def _yaml(value: Any) -> str:
 
 
 def _cell_name(network: Network) -> str:
-    from gaeanet.cells.zoo import ZOO
+    from gaeanet.cells.zoo import name_of
 
-    return next((name for name, cell in ZOO.items() if cell.genotype == network.cell), "<its own>")
+    return name_of(network.cell) or "<its own>"

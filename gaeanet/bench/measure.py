@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.bench.memory import StepMemory
-from gaeanet.bench.power import PowerMeter
 from gaeanet.bench.step import STEP, Steps, still
 from gaeanet.bench.timing import as_many, repeated, wait
 from gaeanet.config.experiment import Experiment
@@ -61,7 +60,6 @@ class Findings:
         validation_start: Seconds until a validation's first batch.
         images: How many images each was measured with.
         memory: None where the system does not tell.
-        power: Watts while training, and of which meters; None without one.
     """
 
     images_at_once: int
@@ -69,7 +67,6 @@ class Findings:
     images: dict[str, int] = field(default_factory=dict)
     validation_start: float = 0.0
     memory: StepMemory | None = None
-    power: tuple[float, list[str]] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -290,13 +287,10 @@ class Bench:
                 step(learner, batch.images, batch.labels, objective, rates)
 
             repeated(work, seconds / 3)  # workers work ahead meanwhile, as far as they can
-            with PowerMeter(device) as meter:
-                began = time.perf_counter()
-                times = repeated(work, seconds * 2 / 3, most=10**6)
-                wait(device)
-                took = (time.perf_counter() - began) / (len(times) * count)
-        if meter.watts is not None:
-            self.findings.power = meter.watts, meter.meters
+            began = time.perf_counter()
+            times = repeated(work, seconds * 2 / 3, most=10**6)
+            wait(device)
+            took = (time.perf_counter() - began) / (len(times) * count)
         # No faster than the pipeline, even if the workers were ahead.
         self._note("end to end", max(took + self._fixed, self.findings.seconds["input"]), len(times) * count)
 

@@ -1,4 +1,4 @@
-"""What a bench found, in words: a table, the bottleneck and its remedy, memory, time and energy of the whole run."""
+"""What a bench found, in words: a table, the bottleneck and its remedy, memory and time of the whole run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gaeanet.config.experiment import Experiment
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
 from gaeanet.runtime.host import usable_cores
-from gaeanet.training.display import duration
+from gaeanet.runtime.progress import duration
 
 _GIB = 2.0**30
 
 
 def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict[str, Any]:
-    """All that a bench has to say, as plain values: times in seconds, memory in bytes, energy in kWh."""
+    """All that a bench has to say, as plain values: times in seconds, memory in bytes."""
     hp, catalog, seconds = experiment.hyperparameters, source.catalog, findings.seconds
     steps = hp.epochs * steps_per_epoch(len(catalog.train), hp.global_batch_size)
     images = steps * hp.global_batch_size
@@ -64,9 +64,6 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
             "checkpoints": writes,
             "checkpoint_seconds": whole["checkpoint"],
         },
-        "energy": None
-        if findings.power is None
-        else {"watts": findings.power[0], "meters": findings.power[1], "kwh": findings.power[0] * run / 3.6e6},
     }
 
 
@@ -166,11 +163,6 @@ def to_text(facts: dict[str, Any]) -> str:
         f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
         f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
     ]
-    energy = facts["energy"]
-    if energy is None:
-        lines.append("energy: no meter here that may be read")
-    else:
-        lines.append(f"energy: {energy['kwh']:.3g} kWh ({energy['watts']:.0f} W: {' and '.join(energy['meters'])})")
     measured = facts["stages"]["step"]["images_measured"]
     if measured < facts["global_batch_size"]:
         lines.append(f"a step was measured with {measured:,} images and worked out for {facts['global_batch_size']:,}")

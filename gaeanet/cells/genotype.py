@@ -1,4 +1,4 @@
-"""What a cell is, as data: reading, checking and printing genotypes, and the zoo of published cells.
+"""What a cell is, as data: checking and printing genotypes.
 
 A network of the DARTS family repeats two cells, a normal one and a reduction one. A cell is a small graph. Its states
 0 and 1 are the outputs of the two cells before it; every further state (a *node*) is the sum of two operations, each
@@ -16,20 +16,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.errors import RequestError, did_you_mean
-
-OPERATIONS = (
-    "skip_connect",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "sep_conv_7x7",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_7x1_1x7",
-)
-"""Names of the operations an edge may carry, as the DARTS family spells them."""
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 

@@ -1,19 +1,20 @@
-"""Parameters and multiply-adds of a network, counted layer by layer.
+"""Parameters and multiply-adds of a network, counted layer by layer by PyTorch's own counter.
 
-A multiply-add is one product added to a sum. Those of convolutions and linear layers are counted, biases, batch norm,
-activations, pooling and additions are not: this is half of what `torch.utils.flop_counter` gives for the same pass.
+A multiply-add is one product added to a sum: two of the operations that `torch.utils.flop_counter` counts. It counts
+those of convolutions and linear layers; biases, batch norm, activations, pooling and additions it leaves out.
 Published figures come from several counters and differ from each other by as much as a tenth. The auxiliary tower is
 never part of the network's count, since it is thrown away after training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch.utils.flop_counter import FlopCounterMode
 
 from gaeanet.models.network import CellNetwork
 
@@ -44,53 +45,67 @@ def count(network: CellNetwork, image_size: int) -> Counts:
     On the meta device nothing is computed and it takes a moment at any size. The network's mode and buffers are left
     as they were.
     """
-    by_layer: dict[str, int] = {}
-    handles: list[RemovableHandle] = []
-    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
-    for name, layer in layers.items():
-        handles.append(layer.register_forward_hook(_counter(name, by_layer)))
-    modes = {module: module.training for module in network.modules()}
     image = torch.zeros(1, network.in_chans, image_size, image_size, device=next(network.parameters()).device)
-    try:
-        network.eval()
-        with torch.no_grad():
-            features, inner = network.forward_cells(image)
-            network.forward_head(features)
-            if network.auxiliary_head is not None:
-                network.auxiliary_head(inner)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    whole = _WithTower(network)
+    with _evaluating(network), FlopCounterMode(display=False) as counter:
+        whole(image)
+    operations = {name: sum(by_kind.values()) for name, by_kind in counter.get_flop_counts().items()}
 
     parts: dict[str, int] = {}
-    for name, multiply_adds in by_layer.items():
-        part = _part(name, layers[name])
-        parts[part] = parts.get(part, 0) + multiply_adds
-    tower = parts.pop("auxiliary_head", 0)
+    for name, layer in network.named_modules():
+        # The tower runs a slice of its layers, which the counter then knows by other names: it is counted as one.
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and not name.startswith("auxiliary_head."):
+            part = _part(name, layer)
+            parts[part] = parts.get(part, 0) + operations[f"_WithTower.network.{name}"] // 2
+    tower = operations.get("_WithTower.network.auxiliary_head", 0) // 2
     head = network.auxiliary_head
-    tower_parameters = sum(parameter.numel() for parameter in head.parameters()) if head is not None else 0
-    parameters = sum(parameter.numel() for parameter in network.parameters()) - tower_parameters
-    return Counts(parameters, sum(parts.values()), parts, tower_parameters, tower)
+    tower_parameters = _parameters(head) if head is not None else 0
+    return Counts(_parameters(network) - tower_parameters, sum(parts.values()), parts, tower_parameters, tower)
 
 
-def _counter(name: str, by_layer: dict[str, int]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    """A hook that adds up a layer's products: for every number in its output, one for each weight that went into it."""
+def count_operation(operation: nn.Module, channels: int, side: int) -> tuple[int, int]:
+    """Parameters and multiply-adds of an operation on a square map of `channels` channels, `side` pixels wide."""
+    device = next((parameter.device for parameter in operation.parameters()), torch.device("meta"))
+    with _evaluating(operation), FlopCounterMode(display=False) as counter:
+        operation(torch.zeros(1, channels, side, side, device=device))
+    return _parameters(operation), counter.get_total_flops() // 2
 
-    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        products = output[0].numel() * weight[0].numel()  # weight: (outputs, inputs of one group, *kernel)
-        by_layer[name] = by_layer.get(name, 0) + products
 
-    return add
+class _WithTower(nn.Module):
+    """All of a network on one image: in evaluation it does not run its tower itself."""
+
+    def __init__(self, network: CellNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> None:
+        features, inner = self.network.forward_cells(image)
+        self.network.forward_head(features)
+        if self.network.auxiliary_head is not None:
+            self.network.auxiliary_head(inner)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; each part's mode is restored."""
+    modes = {part: part.training for part in module.modules()}
+    try:
+        with torch.no_grad():
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _part(name: str, layer: nn.Module) -> str:
-    room = name.split(".")[0]
-    if room == "cells":
+    child = name.split(".")[0]
+    if child == "cells":
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             return "depthwise"
         return "pointwise" if getattr(layer, "kernel_size", None) == (1, 1) else "dense"
-    return {"stem0": "stem", "stem1": "stem", "cells_SE": "squeeze_excite"}.get(room, room)
+    return {"stem0": "stem", "stem1": "stem", "cells_SE": "squeeze_excite"}.get(child, child)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gaeanet.cells.operations import OPERATIONS
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "swish": nn.SiLU, "hswish": nn.Hardswish}
 """Activations by the names that experiment files use."""
 
@@ -91,31 +93,33 @@ def _depthwise_separable(
     return [activation(), depthwise, pointwise, nn.BatchNorm2d(channels, **factory)]
 
 
-def _conv_7x1_1x7(channels: int, stride: int, activation: type[nn.Module], factory: Factory) -> nn.Module:
+def _factorized_conv(
+    channels: int, kernel: int, stride: int, activation: type[nn.Module], factory: Factory
+) -> nn.Module:
+    half = kernel // 2
     return nn.Sequential(
         activation(),
-        nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False, **factory),
-        nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False, **factory),
+        nn.Conv2d(channels, channels, (1, kernel), stride=(1, stride), padding=(0, half), bias=False, **factory),
+        nn.Conv2d(channels, channels, (kernel, 1), stride=(stride, 1), padding=(half, 0), bias=False, **factory),
         nn.BatchNorm2d(channels, **factory),
     )
 
 
-_BUILDERS: dict[str, Callable[[int, int, type[nn.Module], Factory], nn.Module]] = {
-    "skip_connect": lambda c, s, act, kw: nn.Identity() if s == 1 else FactorizedReduce(c, c, **kw),
-    "max_pool_3x3": lambda c, s, act, kw: nn.MaxPool2d(3, s, padding=1),
-    "avg_pool_3x3": lambda c, s, act, kw: nn.AvgPool2d(3, s, padding=1, count_include_pad=False),
-    "sep_conv_3x3": lambda c, s, act, kw: SeparableConv(c, 3, s, act, **kw),
-    "sep_conv_5x5": lambda c, s, act, kw: SeparableConv(c, 5, s, act, **kw),
-    "sep_conv_7x7": lambda c, s, act, kw: SeparableConv(c, 7, s, act, **kw),
-    "dil_conv_3x3": lambda c, s, act, kw: DilatedConv(c, 3, s, act, **kw),
-    "dil_conv_5x5": lambda c, s, act, kw: DilatedConv(c, 5, s, act, **kw),
-    "conv_7x1_1x7": _conv_7x1_1x7,
+BUILDERS: dict[str, Callable[[int, int, int, type[nn.Module], Factory], nn.Module]] = {
+    "skip": lambda c, k, s, act, kw: nn.Identity() if s == 1 else FactorizedReduce(c, c, **kw),
+    "max_pool": lambda c, k, s, act, kw: nn.MaxPool2d(k, s, padding=k // 2),
+    "avg_pool": lambda c, k, s, act, kw: nn.AvgPool2d(k, s, padding=k // 2, count_include_pad=False),
+    "separable": lambda c, k, s, act, kw: SeparableConv(c, k, s, act, **kw),
+    "dilated": lambda c, k, s, act, kw: DilatedConv(c, k, s, act, **kw),
+    "factorized": _factorized_conv,
 }
+"""A builder for each of `cells.operations.KINDS`: of channels, kernel, stride, activation, and how to make tensors."""
 
 
 def build_operation(name: str, channels: int, stride: int, activation: type[nn.Module], **factory: Any) -> nn.Module:
-    """The operation `name` (one of `genotypes.OPERATIONS`) on `channels` channels with `stride` 1 or 2."""
-    return _BUILDERS[name](channels, stride, activation, factory)
+    """The operation `name` (one of `cells.operations.OPERATIONS`) on `channels` channels with `stride` 1 or 2."""
+    operation = OPERATIONS[name]
+    return BUILDERS[operation.kind](channels, operation.kernel, stride, activation, factory)
 
 
 class SqueezeExcite(nn.Module):

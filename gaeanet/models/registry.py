@@ -1,6 +1,6 @@
 """The published ImageNet networks by name: importing this module registers them with timm.
 
-import gaeanet.model, timm
+import gaeanet.models.registry, timm
 network = timm.create_model("gaea_c48", num_classes=10)
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from gaeanet.cells.zoo import ZOO, PublishedCell
 from gaeanet.models.network import AuxiliaryHead, Cell, CellNetwork
 
 __all__ = ["AuxiliaryHead", "Cell", "CellNetwork"]
@@ -32,20 +33,11 @@ def _cfg(**changes: Any) -> dict[str, Any]:
     )
 
 
-_NAMES = (
-    "gaea_c48",
-    "gaea_c48_se_swish",
-    "gaea_tiny",
-    "pc_darts_c48",
-    "pc_darts_cifar10_c48",
-    "p_darts_c48",
-    "darts_v1_c48",
-    "darts_v2_c48",
-    "nasnet_a_c48",
-    "amoebanet_a_c48",
-)
+_VARIANTS = ("gaea_c48_se_swish", "gaea_tiny")
 
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg() for name in _NAMES})
+default_cfgs = generate_default_cfgs(
+    {f"{name}.untrained": _cfg() for name in (*(cell.architecture for cell in ZOO.values()), *_VARIANTS)}
+)
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNetwork:
@@ -55,10 +47,19 @@ def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNetwor
     return network
 
 
-@register_model
-def gaea_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """The network of the GAEA paper: the cell found on ImageNet, 48 channels, 14 cells."""
-    return _create("gaea_c48", pretrained, **dict(dict(genotype="gaea-imagenet"), **kwargs))
+def _register(name: str, cell: PublishedCell) -> None:
+    """Registers the ImageNet network of one cell of the zoo; timm takes name and module from the function."""
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
+        return _create(cell.architecture, pretrained, **dict(dict(genotype=name), **kwargs))
+
+    entrypoint.__name__ = entrypoint.__qualname__ = cell.architecture
+    entrypoint.__doc__ = f"{cell.source}; 48 channels, 14 cells."
+    globals()[cell.architecture] = register_model(entrypoint)
+
+
+for _name, _published in ZOO.items():
+    _register(_name, _published)
 
 
 @register_model
@@ -73,45 +74,3 @@ def gaea_tiny(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
     """A GAEA network for tests and trials: 16 channels, 6 cells, swish, squeeze-and-excitation."""
     arguments = dict(genotype="gaea-imagenet", init_channels=16, layers=6, activation="swish", squeeze_excite=True)
     return _create("gaea_tiny", pretrained, **dict(arguments, **kwargs))
-
-
-@register_model
-def pc_darts_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """PC-DARTS, the cell found on ImageNet (Xu et al. 2020)."""
-    return _create("pc_darts_c48", pretrained, **dict(dict(genotype="pc-darts-imagenet"), **kwargs))
-
-
-@register_model
-def pc_darts_cifar10_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """PC-DARTS, the cell found on CIFAR-10 (Xu et al. 2020)."""
-    return _create("pc_darts_cifar10_c48", pretrained, **dict(dict(genotype="pc-darts-cifar10"), **kwargs))
-
-
-@register_model
-def p_darts_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """P-DARTS, the cell found on CIFAR-10 (Chen et al. 2019)."""
-    return _create("p_darts_c48", pretrained, **dict(dict(genotype="p-darts-cifar10"), **kwargs))
-
-
-@register_model
-def darts_v1_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """DARTS, first order (Liu et al. 2019)."""
-    return _create("darts_v1_c48", pretrained, **dict(dict(genotype="darts-v1"), **kwargs))
-
-
-@register_model
-def darts_v2_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """DARTS, second order (Liu et al. 2019)."""
-    return _create("darts_v2_c48", pretrained, **dict(dict(genotype="darts-v2"), **kwargs))
-
-
-@register_model
-def nasnet_a_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """NASNet-A's cells (Zoph et al. 2018) in the frame of DARTS."""
-    return _create("nasnet_a_c48", pretrained, **dict(dict(genotype="nasnet-a"), **kwargs))
-
-
-@register_model
-def amoebanet_a_c48(pretrained: bool = False, **kwargs: Any) -> CellNetwork:
-    """AmoebaNet-A's cells (Real et al. 2019) in the frame of DARTS."""
-    return _create("amoebanet_a_c48", pretrained, **dict(dict(genotype="amoebanet-a"), **kwargs))

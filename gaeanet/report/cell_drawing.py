@@ -16,21 +16,12 @@ from html import escape
 from pathlib import Path
 
 from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.operations import KINDS, OPERATIONS, Kind
 from gaeanet.errors import RequestError
 
 Point = tuple[float, float]
 Curve = tuple[Point, Point, Point, Point]
 """A cubic Bezier curve: start, two control points, end."""
-
-_KINDS = {
-    "skip": ("skip connection", "#4d5963", "#eceff1"),
-    "max": ("max pooling", "#b3470f", "#fdeee4"),
-    "avg": ("average pooling", "#8a6400", "#fbf3d9"),
-    "sep": ("separable convolution (twice)", "#1a569c", "#e6f0fb"),
-    "dil": ("dilated separable convolution", "#743f9e", "#f3eafa"),
-    "conv": ("1\u00d77 and 7\u00d71 convolution", "#14766a", "#e2f5f2"),
-}
-"""Kinds of operations by the first word of their names: words, colour of lines and text, background."""
 
 _INK, _LINE, _PALE, _FRAME = "#1f2a33", "#7c8791", "#eef1f4", "#d9dee3"
 _FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -103,7 +94,7 @@ def lay_out(edges: Sequence[Edge], concat: Sequence[int], reduction: bool) -> La
         entry = x
         x += 44 + 0.12 * max(abs(heights[edge.input] - heights[node]) for edge in pair)
         labels = [
-            Box(x, heights[node] + offset - _LABEL[1] / 2, *_LABEL, (_words(edge, reduction),), edge.operation)
+            Box(x, heights[node] + offset - _LABEL[1] / 2, *_LABEL, (_label(edge, reduction),), edge.operation)
             for edge, offset in zip(pair, (-_LABEL_OFFSET, _LABEL_OFFSET))
         ]
         box = Box(x + _LABEL[0] + 34, heights[node] - 20, 50, 40, (f"{node}",))
@@ -185,13 +176,9 @@ def _positions(order: list[int]) -> list[int]:
     return lanes
 
 
-def _words(edge: Edge, reduction: bool) -> str:
-    words = {"conv_7x1_1x7": "conv 1\u00d77 7\u00d71"}.get(edge.operation)
-    if words is None:
-        words = (
-            edge.operation.replace("_connect", "").replace("_", " ").replace("x", "\u00d7").replace("ma\u00d7", "max")
-        )
-    return f"{words} /2" if reduction and edge.input < 2 else words
+def _label(edge: Edge, reduction: bool) -> str:
+    label = OPERATIONS[edge.operation].label
+    return f"{label} /2" if reduction and edge.input < 2 else label
 
 
 def draw(genotype: Genotype, name: str) -> str:
@@ -248,7 +235,7 @@ def _cell(layout: Layout) -> Iterator[str]:
             middle = " ".join(f"{x:.1f},{y:.1f}" for x, y in list(points(link.curves[1], 40))[9:32])
             yield f'<polyline points="{middle}" fill="none" stroke="#fff" stroke-width="8"/>'
     for link in layout.links:
-        colour = _KINDS[link.label.operation.split("_")[0]][1] if link.label else _LINE
+        colour = _kind_of(link.label.operation).colour if link.label else _LINE
         tip = link.curves[-1][3]
         if link.label:
             yield _stroke(link.curves[1], colour, 2)
@@ -258,9 +245,9 @@ def _cell(layout: Layout) -> Iterator[str]:
                 yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4" fill="{_LINE}"/>'
         yield _arrow(tip, colour)
     for label in layout.labels:
-        _, colour, background = _KINDS[label.operation.split("_")[0]]
-        yield _rectangle(label, background, colour, 13.5, 1.2)
-        yield _text(*_below(label.middle, 4.4), label.text[0], 13, colour=colour, anchor="middle")
+        kind = _kind_of(label.operation)
+        yield _rectangle(label, kind.background, kind.colour, 13.5, 1.2)
+        yield _text(*_below(label.middle, 4.4), label.text[0], 13, colour=kind.colour, anchor="middle")
     for box in layout.boxes:
         number = len(box.text) == 1
         yield _rectangle(box, "#fff" if number else _PALE, _INK, 10, 1.8 if number else 1.2)
@@ -272,15 +259,15 @@ def _cell(layout: Layout) -> Iterator[str]:
 
 
 def _legend(genotype: Genotype, y: float, width: float) -> tuple[list[str], float]:
-    used = {edge.operation.split("_")[0] for edge in (*genotype.normal, *genotype.reduce)}
+    used = {_kind_of(edge.operation) for edge in (*genotype.normal, *genotype.reduce)}
     parts, x = [], _MARGIN
-    for kind, (words, colour, background) in _KINDS.items():
+    for kind in KINDS.values():
         if kind in used:
-            advance = 32 + 7.4 * len(words) + 22
+            advance = 32 + 7.4 * len(kind.title) + 22
             if x + advance > width:
                 x, y = _MARGIN, y + 26
-            parts.append(_rectangle(Box(x, y - 12, 24, 15, ()), background, colour, 7, 1.2))
-            parts.append(_text(x + 32, y, words, 13, colour=colour))
+            parts.append(_rectangle(Box(x, y - 12, 24, 15, ()), kind.background, kind.colour, 7, 1.2))
+            parts.append(_text(x + 32, y, kind.title, 13, colour=kind.colour))
             x += advance
     remarks = (
         "A numbered box is a state. A node (2 and up) is the sum of the two operations that lead to it.",
@@ -290,6 +277,10 @@ def _legend(genotype: Genotype, y: float, width: float) -> tuple[list[str], floa
         y += 24
         parts.append(_text(_MARGIN, y, remark, 13, colour="#46525c"))
     return parts, y
+
+
+def _kind_of(operation: str) -> Kind:
+    return KINDS[OPERATIONS[operation].kind]
 
 
 def _below(point: Point, distance: float) -> Point:

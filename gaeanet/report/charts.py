@@ -1,6 +1,7 @@
 """Line charts as SVG text, for a page that needs no script and follows the reader's light or dark theme by CSS.
 
-Colours are classes (`s0`, `s1`, ... and `grey`), given by the page's style sheet. Nothing here needs a package.
+Colours are classes (`s0`, `s1`, ... and `grey`), given by the page's style sheet. Home-made, since what is hard about a
+chart is where its ticks and points go, which no template engine computes, and matplotlib's SVG knows no theme.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 40
 
 
 @dataclass(frozen=True)
-class Series:
+class Trace:
     """A line of a chart.
 
     Attributes:
@@ -32,7 +33,7 @@ class Series:
     dots: bool = False
 
 
-def line_chart(identity: str, title: str, unit: str, series: Sequence[Series], from_zero: bool = False) -> str:
+def line_chart(identity: str, title: str, unit: str, traces: Sequence[Trace], from_zero: bool = False) -> str:
     """A chart of values against epochs.
 
     Args:
@@ -40,7 +41,7 @@ def line_chart(identity: str, title: str, unit: str, series: Sequence[Series], f
         unit: Stands behind the values, for example `%`.
         from_zero: Whether the vertical axis begins at 0 whatever the values.
     """
-    shown = [(s, [p for p in s.points if _fits(p)]) for s in series]
+    shown = [(s, [p for p in s.points if _fits(p)]) for s in traces]
     points = [p for _, kept in shown for p in kept]
     head = f"<figure><figcaption>{escape(title)}</figcaption>"
     if not points:

@@ -16,8 +16,9 @@ import yaml
 
 from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, GENOTYPE
 from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.read import read_genotype
-from gaeanet.cells.zoo import ZOO
+from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_from, load_experiment
 from gaeanet.config.recipes import is_bare, recipe_names
 from gaeanet.errors import RequestError, did_you_mean
@@ -25,30 +26,6 @@ from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
     from gaeanet.models.counting import Counts
-
-PUBLISHED_MULTIPLY_ADDS = {
-    "gaea-imagenet": "< 600 M",
-    "pc-darts-imagenet": "597 M",
-    "pc-darts-cifar10": "586 M",
-    "p-darts-cifar10": "557 M",
-    "darts-v2": "574 M",
-    "nasnet-a": "564 M",
-    "amoebanet-a": "555 M",
-}
-"""Multiply-adds of the authors' own ImageNet networks at 224 pixels, by the authors' own counters."""
-
-_WORDS = {
-    "skip_connect": "the state as it is; with stride 2, two 1x1 convolutions, one of them a pixel further on",
-    "max_pool_3x3": "the largest value in each 3x3 window",
-    "avg_pool_3x3": "the mean of each 3x3 window, padding not counted",
-    "sep_conv_3x3": "a 3x3 convolution in each channel, then a 1x1 convolution across channels, and both once more",
-    "sep_conv_5x5": "a 5x5 convolution in each channel, then a 1x1 convolution across channels, and both once more",
-    "sep_conv_7x7": "a 7x7 convolution in each channel, then a 1x1 convolution across channels, and both once more",
-    "dil_conv_3x3": "a 3x3 convolution with gaps (it spans 5x5) in each channel, then a 1x1 across channels",
-    "dil_conv_5x5": "a 5x5 convolution with gaps (it spans 9x9) in each channel, then a 1x1 across channels",
-    "conv_7x1_1x7": "a 1x7 convolution, then a 7x1 convolution, both across channels",
-}
-"""What each operation does to the state that it reads."""
 
 _INPUTS = ("state 0, the cell before the previous one", "state 1, the previous cell")
 _FIGURES = {"imagenet_top1": "ImageNet top-1", "imagenet_top5": "top-5", "cifar10": "CIFAR-10"}
@@ -73,7 +50,7 @@ class Subject:
     @property
     def known_as(self) -> str | None:
         """The cell's name in the zoo, whatever it was called where it was read."""
-        return next((name for name, cell in ZOO.items() if cell.genotype == self.genotype), None)
+        return name_of(self.genotype)
 
 
 def read_subject(reference: str) -> Subject:
@@ -211,7 +188,9 @@ def explain(genotype: Genotype, layers: int = 14) -> str:
             "whose channels, side by side, are the cell's output; each node is as wide as the cell.",
             "\n".join(_explained("normal", genotype.normal, genotype.normal_concat, layers)),
             "\n".join(_explained("reduction", genotype.reduce, genotype.reduce_concat, layers)),
-            "\n".join(["Operations:", *(f"  {operation:<13} {_WORDS[operation]}" for operation in used)]),
+            "\n".join(
+                ["Operations:", *(f"  {operation:<13} {OPERATIONS[operation].description}" for operation in used)]
+            ),
         ]
     )
 
@@ -275,7 +254,7 @@ def to_dict(subject: Subject, image_size: int | None = None) -> dict[str, Any]:
         published = {
             "source": ZOO[known_as].source,
             "errors_percent": ZOO[known_as].errors,
-            "multiply_adds": PUBLISHED_MULTIPLY_ADDS.get(known_as),
+            "multiply_adds": ZOO[known_as].multiply_adds,
         }
     return {
         "name": subject.name,

@@ -93,7 +93,7 @@ def write_page(runs: Sequence[RunFacts], path: Path) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page(runs), encoding="utf-8")
+        draft.write_text(page(runs), encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
     except OSError as error:
         raise RunError(f"{path}: cannot write the report: {reason(error)}") from None

@@ -1,160 +1,156 @@
-"""What report.html says of a search: its mind over time. Text only; nothing here needs torch."""
+"""What report.html says of a search: its weights over time. Nothing here needs torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from html import escape
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from gaeanet.cells.read import from_dict
 from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES, INTO
 from gaeanet.report.cell_drawing import draw
-from gaeanet.report.charts import Point, Series, line_chart
+from gaeanet.report.charts import Trace, line_chart
+from gaeanet.report.series import Line, points_of
 
-Line = dict[str, Any]
-
-_NAMES = {"normal": "normal cell", "reduce": "reduction cell"}
-_WIDTH, _HEIGHT = 132, 66
+WIDTH, HEIGHT = 132, 66
+"""Of a field, in units of its drawing."""
+RECENT = 10
+"""Epochs in the table that is shown at once; earlier ones are folded away."""
 _INPUT_COLOURS = (4, 1, 6, 2, 3)
 """Of the states 0 to 4 where they compete: colours far from each other."""
+_NAMES = [name.replace("_", " ") for name in CANDIDATES]
 
 
-def sections(lines: Sequence[Line], heading: str) -> Iterator[str]:
-    """The sections of one search, from its log.
+class Part(NamedTuple):
+    """One part of a field: colour class, the corners of its polygon, name and share at the end."""
 
-    Args:
-        heading: The element of their titles, for example `h2`.
+    colour: int
+    corners: str
+    name: str
+    share: str
+
+
+class Field(NamedTuple):
+    """A field in which each part's height is its share, over the epochs; `best` and `share` are of the largest."""
+
+    title: str
+    parts: list[Part]
+    best: str
+    share: str
+
+
+@dataclass
+class SearchSection:
+    """What the template says of a search.
+
+    Attributes:
+        charts: SVG texts; empty as long as no epoch has ended.
+        cells: For each cell its name, a field for each edge, and a field for each node's competing edges.
+        operations, inputs: Legends of the fields: colour class and name.
+        rows: The table of genotypes, newest first.
+        drawing, genotype: The newest cell as SVG and as text.
     """
+
+    charts: list[str] = field(default_factory=list)
+    cells: list[tuple[str, list[Field], list[Field]]] = field(default_factory=list)
+    operations: list[tuple[int, str]] = field(default_factory=lambda: list(enumerate(_NAMES)))
+    inputs: list[tuple[int, str]] = field(
+        default_factory=lambda: [(colour, f"from {state}") for state, colour in enumerate(_INPUT_COLOURS)]
+    )
+    rows: list[list[str]] = field(default_factory=list)
+    drawing: str = ""
+    genotype: str = ""
+    recent: int = RECENT
+    width: int = WIDTH
+    height: int = HEIGHT
+
+
+def search_section(lines: Sequence[Line]) -> SearchSection:
+    """What there is to say of one search, from its log."""
     epochs = [line for line in lines if "operation_weights" in line]
     validations = [line for line in lines if line["kind"] == "validation"]
-    yield f"<section><{heading}>Search</{heading}>"
     if not epochs:
-        yield '<p class="empty">No epoch has ended yet.</p></section>'
-        return
-    yield from _charts(epochs, validations)
-    yield "</section>"
-    yield f"<section><{heading}>Weights over time</{heading}>"
-    yield (
-        "<p>Each field is one edge, from its input to its node: the share of each operation from the uniform start on "
-        "the left to now. Below, for each node, the shares of the edges that compete for it.</p>"
-    )
-    yield _legend([(number, name.replace("_", " ")) for number, name in enumerate(CANDIDATES)])
-    for cell in CELLS:
-        yield from _cell(cell, epochs)
-    yield f"</section><section><{heading}>Genotype by epoch</{heading}>"
-    yield from _table(epochs, validations)
+        return SearchSection()
     genotype = from_dict(epochs[-1]["genotype"])
-    name = f"found after {epochs[-1]['epoch']:g} epochs"
-    yield f'<div class="scroll cell">{draw(genotype, name)}</div>'
-    yield f"<pre>{escape(genotype.to_text())}</pre></section>"
+    return SearchSection(
+        list(_charts(epochs, validations)),
+        [(name, *_fields(cell, epochs)) for cell, name in zip(CELLS, ("normal cell", "reduction cell"))],
+        rows=[_row(line, validations) for line in reversed(epochs)],
+        drawing=draw(genotype, f"found after {epochs[-1]['epoch']:g} epochs"),
+        genotype=genotype.to_text(),
+    )
 
 
 def _charts(epochs: Sequence[Line], validations: Sequence[Line]) -> Iterator[str]:
-    def points(lines: Sequence[Line], key: str, factor: float = 1.0) -> list[Point]:
-        return [(line["epoch"], factor * line[key]) for line in lines if key in line]
+    def trace(name: str, lines: Sequence[Line], key: str, colour: int, factor: float = 1.0) -> Trace:
+        points = [(epoch, factor * value) for line in lines for epoch, value in points_of([line], line["kind"], key)]
+        return Trace(name, points, f"s{colour}", dots=True)
 
-    yield '<div class="charts">'
-    entropies = [Series("operations, mean over edges", points(epochs, "entropy"), "s0", dots=True)]
+    entropies = [trace("operations, mean over edges", epochs, "entropy", 0)]
     if any(line["edge_entropy"] for line in epochs):
-        entropies.append(Series("edges, mean over nodes", points(epochs, "edge_entropy"), "s1", dots=True))
+        entropies.append(trace("edges, mean over nodes", epochs, "edge_entropy", 1))
     yield line_chart("entropy", "entropy of the weights, nats", "nats", entropies, from_zero=True)
     gap = [
-        Series("supernet, as it is mixed", points(validations, "top1_accuracy"), "s0", dots=True),
-        Series(
-            "decided: the genotype's operations alone", points(validations, "discrete_top1_accuracy"), "s1", dots=True
-        ),
+        trace("supernet, as it is mixed", validations, "top1_accuracy", 0),
+        trace("decided: the genotype's operations alone", validations, "discrete_top1_accuracy", 1),
     ]
     yield line_chart("gap", "supernet and its decision, top-1, %", "%", gap)
-    changes = [Series("edges unlike the epoch before", points(epochs, "genotype_changes"), "s2", dots=True)]
+    changes = [trace("edges unlike the epoch before", epochs, "genotype_changes", 2)]
     yield line_chart("changes", "changes of the genotype, edges of 16", "", changes, from_zero=True)
-    cost = [Series("multiply-adds", points(epochs, "genotype_multiply_adds", 1e-6), "s3", dots=True)]
+    cost = [trace("multiply-adds", epochs, "genotype_multiply_adds", 3, 1e-6)]
     yield line_chart("cost", "cost of the genotype's ImageNet network, million multiply-adds", "M", cost)
-    yield "</div>"
 
 
-def _cell(cell: str, epochs: Sequence[Line]) -> Iterator[str]:
-    yield f'<h4>{_NAMES[cell]}</h4><div class="simplexes">'
+def _fields(cell: str, epochs: Sequence[Line]) -> tuple[list[Field], list[Field]]:
+    """A field for each edge of a cell; and for each node, where the method has weights of edges."""
     uniform = [1 / len(CANDIDATES)] * len(CANDIDATES)
-    for edge, (source, node) in enumerate(EDGES):
-        rows = [uniform] + [line["operation_weights"][cell][edge] for line in epochs]
-        names = [name.replace("_", " ") for name in CANDIDATES]
-        yield _simplex(f"{source} to {node}", rows, names, range(len(CANDIDATES)), epochs)
-    yield "</div>"
+    edges = [
+        _field(
+            f"{source} to {node}",
+            [uniform, *(line["operation_weights"][cell][edge] for line in epochs)],
+            _NAMES,
+            range(len(CANDIDATES)),
+            epochs,
+        )
+        for edge, (source, node) in enumerate(EDGES)
+    ]
     if not any(line["edge_entropy"] for line in epochs):
-        return  # the method has no weights of edges
-    yield '<div class="simplexes">'
+        return edges, []
+    nodes = []
     for node, into in zip(CONCAT, INTO):
-        rows = [[1 / len(into)] * len(into)] + [[line["edge_weights"][cell][edge] for edge in into] for line in epochs]
+        rows = [[1 / len(into)] * len(into), *([line["edge_weights"][cell][edge] for edge in into] for line in epochs)]
         names = [f"from {EDGES[edge][0]}" for edge in into]
-        yield _simplex(f"into {node}", rows, names, _INPUT_COLOURS, epochs)
-    yield "</div>" + _legend([(_INPUT_COLOURS[state], f"from {state}") for state in range(len(_INPUT_COLOURS))])
+        nodes.append(_field(f"into {node}", rows, names, _INPUT_COLOURS, epochs))
+    return edges, nodes
 
 
-def _simplex(
+def _field(
     title: str, rows: Sequence[Sequence[float]], names: Sequence[str], colours: Sequence[int], epochs: Sequence[Line]
-) -> str:
-    """A field in which each part's height is its share, over the epochs."""
+) -> Field:
     ends = [0.0] + [float(line["epoch"]) for line in epochs]
-    xs = [_WIDTH * end / ends[-1] for end in ends]
+    xs = [WIDTH * end / ends[-1] for end in ends]
     below = [0.0] * len(rows)
     parts = []
     for part, name in enumerate(names):
         above = [low + row[part] for low, row in zip(below, rows)]
-        upper = [f"{x:.1f},{_HEIGHT * (1 - share):.1f}" for x, share in zip(xs, above)]
-        lower = [f"{x:.1f},{_HEIGHT * (1 - share):.1f}" for x, share in zip(xs, below)]
-        parts.append(
-            f'<polygon class="c{colours[part]}" points="{" ".join([*upper, *reversed(lower)])}">'
-            f"<title>{escape(name)}: {rows[-1][part]:.3f}</title></polygon>"
-        )
+        upper = [f"{x:.1f},{HEIGHT * (1 - share):.1f}" for x, share in zip(xs, above)]
+        lower = [f"{x:.1f},{HEIGHT * (1 - share):.1f}" for x, share in zip(xs, below)]
+        parts.append(Part(colours[part], " ".join([*upper, *reversed(lower)]), name, f"{rows[-1][part]:.3f}"))
         below = above
     best = max(range(len(names)), key=lambda part: rows[-1][part])
-    return (
-        f'<figure class="simplex"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img" '
-        f'aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg><figcaption>{escape(title)} '
-        f"<small>{escape(names[best])} {rows[-1][best]:.2f}</small></figcaption></figure>"
-    )
+    return Field(title, parts, names[best], f"{rows[-1][best]:.2f}")
 
 
-def _legend(entries: Sequence[tuple[int, str]]) -> str:
-    items = (
-        f'<li><svg width="12" height="12" aria-hidden="true"><rect class="c{colour}" width="12" height="12"/></svg>'
-        f"{escape(name)}</li>"
-        for colour, name in entries
-    )
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _table(epochs: Sequence[Line], validations: Sequence[Line]) -> Iterator[str]:
-    counted = {line["batches"]: line for line in validations}
-    rows = []
-    for line in reversed(epochs):
-        genotype, validation = from_dict(line["genotype"]), counted.get(line["batches"], {})
-        accuracies = [validation.get(key) for key in ("top1_accuracy", "discrete_top1_accuracy")]
-        shown = "".join(f"<td class=n>{value:.2f}" if value is not None else "<td class=n>-" for value in accuracies)
-        rows.append(
-            f"<tr><td class=n>{line['epoch']:g}<td><code>{genotype.fingerprint}</code><td class=n>"
-            f"{line['genotype_changes']}<td class=n>{line['entropy']:.3f}<td class=n>"
-            f"{line['genotype_multiply_adds'] / 1e6:.0f}<td class=n>{line['genotype_parameters'] / 1e6:.2f}{shown}</tr>"
-        )
-    head = (
-        "<tr><th class=n>epoch<th>genotype<th class=n>edges changed<th class=n>entropy<th class=n>multiply-adds, M"
-        "<th class=n>parameters, M<th class=n>supernet top-1, %<th class=n>decided top-1, %</tr>"
-    )
-    yield f'<div class="scroll"><table>{head}{"".join(rows[:10])}</table></div>'
-    if rows[10:]:
-        yield f'<details><summary>earlier epochs</summary><div class="scroll"><table>{head}{"".join(rows[10:])}'
-        yield "</table></div></details>"
-
-
-STYLE = """
-.simplexes{display:grid;grid-template-columns:repeat(auto-fill,minmax(128px,1fr));gap:8px;margin:6px 0 10px}
-figure.simplex{padding:6px}.simplex svg{display:block;width:100%;height:66px;border-radius:4px}
-.simplex figcaption{font-size:.82rem;margin:4px 2px 0;line-height:1.3}.simplex small{display:block;font-weight:400}
-h4{margin:14px 0 4px;font-size:1rem}
-""" + "".join(
-    f".c{number}{{fill:{colour}}}"
-    for number, colour in enumerate(
-        ("#c3cad0", "#c8501e", "#d9a520", "#5a6670", "#1f5fa8", "#6aa6e8", "#7d4fa8", "#b892dd")
-    )
-)
-"""Colours of the candidates, told apart on light and on dark paper, and the fields' size."""
+def _row(line: Line, validations: Sequence[Line]) -> list[str]:
+    """A row of the table of genotypes."""
+    validation: dict[str, Any] = next((v for v in validations if v["batches"] == line["batches"]), {})
+    accuracies = [validation.get(key) for key in ("top1_accuracy", "discrete_top1_accuracy")]
+    return [
+        f"{line['epoch']:g}",
+        from_dict(line["genotype"]).fingerprint,
+        f"{line['genotype_changes']}",
+        f"{line['entropy']:.3f}",
+        f"{line['genotype_multiply_adds'] / 1e6:.0f}",
+        f"{line['genotype_parameters'] / 1e6:.2f}",
+        *("-" if value is None else f"{value:.2f}" for value in accuracies),
+    ]

@@ -11,11 +11,14 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES
-from gaeanet.models.counting import count
+from gaeanet.models.counting import count, count_operation
 from gaeanet.models.network import CellNetwork
+from gaeanet.models.operations import build_operation
 from gaeanet.search.discretize import Budget
 
 CHANNELS, LAYERS, SIZE = 48, 14, 224
@@ -62,31 +65,30 @@ def _of_pools() -> Cost:
 def _table() -> dict[str, list[list[Cost]]]:
     """What each operation on each edge adds over all cells of its kind: [cell][edge][candidate]."""
     table = {cell: [[Cost(0, 0)] * len(CANDIDATES) for _ in EDGES] for cell in CELLS}
-    for cell, width, pixels in _layers():
+    for cell, width, side in _layers():
         for row, (source, _) in zip(table[cell], EDGES):
             for number, candidate in enumerate(CANDIDATES):
-                added = _added(candidate, width, pixels, halves=cell == "reduce" and source < 2)
+                added = _added(candidate, width, side, halves=cell == "reduce" and source < 2)
                 so_far = row[number]
                 row[number] = Cost(so_far.parameters + added.parameters, so_far.multiply_adds + added.multiply_adds)
     return table
 
 
 def _layers() -> Iterator[tuple[str, int, int]]:
-    """Kind, width and pixels of each cell's nodes."""
-    width, size = CHANNELS, SIZE // 8
+    """Kind of each cell, and channels and side of its nodes' maps."""
+    width, side = CHANNELS, SIZE // 8
     for layer in range(LAYERS):
         is_reduction = layer in (LAYERS // 3, 2 * LAYERS // 3)
         if is_reduction:
-            width, size = 2 * width, -(-size // 2)
-        yield CELLS[is_reduction], width, size * size
+            width, side = 2 * width, -(-side // 2)
+        yield CELLS[is_reduction], width, side
 
 
-def _added(candidate: str, width: int, pixels: int, *, halves: bool) -> Cost:
-    """By one operation that writes `pixels` pixels of `width` channels; batch norm has two parameters a channel."""
-    if candidate == "skip_connect":
-        return Cost(width * width + 2 * width, width * width * pixels) if halves else Cost(0, 0)
-    kind, kernel = candidate.split("_")[0], int(candidate[-1]) if candidate[-1].isdigit() else 0
-    if kind not in ("sep", "dil"):
-        return Cost(0, 0)
-    times, weights = 2 if kind == "sep" else 1, kernel * kernel * width + width * width
-    return Cost(times * (weights + 2 * width), times * weights * pixels)
+@cache
+def _added(candidate: str, width: int, side: int, *, halves: bool) -> Cost:
+    """By one operation that writes a map of `width` channels, `side` pixels wide."""
+    if candidate not in OPERATIONS:
+        return Cost(0, 0)  # none
+    stride = 2 if halves else 1
+    operation = build_operation(candidate, width, stride, nn.ReLU, device=torch.device("meta"))
+    return Cost(*count_operation(operation, width, stride * side))

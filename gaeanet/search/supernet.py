@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.space import CANDIDATES, CONCAT, EDGES
 from gaeanet.models.fast import FAST, fits, units
 from gaeanet.models.network import build_stem
@@ -26,7 +27,9 @@ from gaeanet.search.architecture import Mixture
 
 _MAX, _AVG, _SKIP = (CANDIDATES.index(name) for name in ("max_pool_3x3", "avg_pool_3x3", "skip_connect"))
 _CONVOLUTIONS = [
-    (number, name[:3], int(name[-1])) for number, name in enumerate(CANDIDATES) if name.startswith(("sep_", "dil_"))
+    (number, operation)
+    for number, operation in enumerate(map(OPERATIONS.get, CANDIDATES))
+    if operation is not None and operation.kind in ("separable", "dilated")
 ]
 
 LEAVING = [[number for number, (source, _) in enumerate(EDGES) if source == state] for state in range(CONCAT[-1])]
@@ -95,11 +98,11 @@ class FanOut(nn.Module):
         self.avg_pool = nn.Sequential(nn.AvgPool2d(3, stride, 1, count_include_pad=False), nn.BatchNorm2d(channels))
         self.reduction = ParallelReduce(edges, channels) if stride == 2 else None
         self.convolutions = nn.ModuleList()
-        for _, kind, kernel in _CONVOLUTIONS:
-            dilation = 2 if kind == "dil" else 1
-            halves = [ParallelConv(edges, channels, kernel, stride, dilation, activation)]
-            if kind == "sep":
-                halves.append(ParallelConv(edges, channels, kernel, 1, dilation, activation))
+        for _, operation in _CONVOLUTIONS:
+            dilation = 2 if operation.kind == "dilated" else 1
+            halves = [ParallelConv(edges, channels, operation.kernel, stride, dilation, activation)]
+            if operation.kind == "separable":
+                halves.append(ParallelConv(edges, channels, operation.kernel, 1, dilation, activation))
             self.convolutions.append(nn.ModuleList(halves))
         without_affine(self)
 
@@ -116,7 +119,7 @@ class FanOut(nn.Module):
         if self.reduction is not None:
             total += self.reduction(x, per_channel[:, _SKIP])
         side_by_side = x.repeat(1, self.edges, 1, 1)
-        for (number, _, _), halves in zip(_CONVOLUTIONS, self.convolutions):
+        for (number, _), halves in zip(_CONVOLUTIONS, self.convolutions):
             assert isinstance(halves, nn.ModuleList)
             out = side_by_side
             for half in halves[:-1]:

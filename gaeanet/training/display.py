@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Any, TextIO, cast
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-
-from gaeanet.runtime.output import LastingOutput
+from gaeanet.runtime.progress import LiveLine, duration
 
 
 class Display:
@@ -22,24 +19,15 @@ class Display:
     def __init__(self, marker: str = "", silent: bool = False) -> None:
         self._epochs = self._steps = 1
         self._marker = f"{marker} " if marker else ""
-        output = cast(TextIO, LastingOutput())
-        self._console = Console(file=output, highlight=False, soft_wrap=True, quiet=silent)
         self._clock = _Clock(0)
-        self._task: TaskID | None = None
-        self._live: Progress | None = None
-        if self._console.is_terminal and not silent:
-            columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[facts]}")
-            self._live = Progress(*columns, console=self._console, transient=True, refresh_per_second=4)
-            self._task = self._live.add_task("starting", total=None, facts="")
+        self._line = LiveLine(silent)
 
     def __enter__(self) -> Display:
-        if self._live:
-            self._live.start()
+        self._line.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        self._line.__exit__()
 
     def begin(self, epochs: int, steps: int, validations: int) -> None:
         """Training begins: length of the run in epochs, of an epoch in steps, and the validations still to come."""
@@ -48,32 +36,31 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(self._marker + text, markup=False)
+        self._line.say(self._marker + text)
 
     def step(self, epoch: int, step: int, line: dict[str, Any] | None) -> None:
         """A training step is done; `line` is the newest training line of the log."""
         self._clock.step(epoch * self._steps + step + 1, self._epochs * self._steps)
-        if self._live and self._task is not None:
+        if self._line.is_shown:
             facts = f"{step + 1}/{self._steps}"
             if line:
                 facts += f"  loss {line['loss']:.3f}  top-1 {line['top1_accuracy']:.1f} %  "
                 facts += f"{line['images_per_second']:.0f} images/s"
             description = f"{self._marker}epoch {epoch + 1}/{self._epochs}"
             facts += f"  {self.time_left()} left"
-            self._live.update(self._task, description=description, total=self._steps, completed=step + 1, facts=facts)
+            self._line.update(facts, description=description, done=step + 1, total=self._steps)
 
     def validating(self) -> None:
         """A validation begins."""
         self._clock.pause()
-        if self._live and self._task is not None:
-            self._live.update(self._task, facts="validating")
+        self._line.update("validating")
 
     def report(self, line: dict[str, Any]) -> None:
         """A line of the log; on a terminal training lines only feed the live line."""
         if line["kind"] == "validation":
             self._clock.validated()
             self.say(self._validation(line))
-        elif not self._live:
+        elif not self._line.is_shown:
             self.say(self._training(line))
 
     def time_left(self) -> str:
@@ -130,14 +117,3 @@ class _Clock:
         per_step = self._stepping / max(1, self._steps - 1)
         per_validation = self._validating / max(1, self._validated)
         return self._remaining * per_step + max(0, self._validations - self._validated) * per_validation
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that suits it: seconds to days."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{round(seconds)} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:.1f} days"

@@ -18,7 +18,7 @@ import yaml
 from tiny import NET, Result, make_folder
 
 from gaeanet.artifacts import checkpoint
-from gaeanet.bench import memory, power
+from gaeanet.bench import memory
 from gaeanet.bench import step as bench_step
 from gaeanet.bench.memory import StepMemory
 from gaeanet.bench.report import to_text
@@ -189,30 +189,6 @@ def test_room_ends_where_a_container_does(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(memory, "_own_group", lambda: "job")
     assert memory.room(CPU) == pytest.approx(301_000 + memory.held(CPU), abs=20e6)
     assert memory.room(CPU) < whole
-
-
-def test_power_is_that_of_the_meters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for zone, name in (("intel-rapl:0", "package-0"), ("intel-rapl:0:0", "core")):
-        folder = tmp_path / zone
-        folder.mkdir()
-        (folder / "name").write_text(f"{name}\n")
-        (folder / "energy_uj").write_text("900000\n")
-        (folder / "max_energy_range_uj").write_text("1000000\n")
-    monkeypatch.setattr(power, "POWERCAP", tmp_path)
-    monkeypatch.setattr(power, "_query", lambda device: [sys.executable, "-c", "print(250.0)"])
-    began = time.monotonic()
-    with power.PowerMeter(CPU) as meter:
-        time.sleep(0.2)
-        (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000\n")  # it has begun again: 0.2 J
-    assert meter.meters == ["GPU", "processor"]
-    assert meter.watts is not None
-    assert 250 + 0.2 / (time.monotonic() - began) < meter.watts < 250 + 0.2 / 0.2 + 1e-3
-
-    monkeypatch.setattr(power, "POWERCAP", tmp_path / "none")
-    monkeypatch.setattr(power, "_query", lambda device: [sys.executable, "-c", "print('[N/A]')"])
-    with power.PowerMeter(CPU) as meter:
-        pass
-    assert (meter.watts, meter.meters) == (None, [])
 
 
 @pytest.mark.parametrize(

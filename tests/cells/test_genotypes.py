@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaeanet.cells.genotype import OPERATIONS, Edge, Genotype
+from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.read import from_dict, from_text, read_genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.errors import RequestError
@@ -23,7 +24,7 @@ GAEA = ZOO["gaea-imagenet"].genotype
 def cells(draw: st.DrawFn) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
     nodes = draw(st.integers(1, 6))
     edges = [
-        Edge(draw(st.sampled_from(OPERATIONS)), draw(st.integers(0, node + 1)))
+        Edge(draw(st.sampled_from(list(OPERATIONS))), draw(st.integers(0, node + 1)))
         for node in range(nodes)
         for _ in range(2)
     ]

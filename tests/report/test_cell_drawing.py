@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaeanet.cells.genotype import OPERATIONS, Edge, Genotype
+from gaeanet.cells.genotype import Edge, Genotype
+from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.zoo import ZOO
 from gaeanet.report.cell_drawing import Box, Layout, draw, lay_out, points
 
@@ -20,7 +21,7 @@ GLYPH = 0.62  # of the font size: the mean width of a letter in the widest of th
 def cells(draw: st.DrawFn) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
     nodes = draw(st.integers(1, 8))
     edges = tuple(
-        Edge(draw(st.sampled_from(OPERATIONS)), draw(st.integers(0, node - 1)))
+        Edge(draw(st.sampled_from(list(OPERATIONS))), draw(st.integers(0, node - 1)))
         for node in range(2, nodes + 2)
         for _ in range(2)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,10 +16,11 @@ from logs import write_run
 from tiny import Result, TinyRun, read_log
 
 from gaeanet.config.experiment import Experiment, Hyperparameters, load_experiment
-from gaeanet.report.charts import Series, line_chart
-from gaeanet.report.curves import PUBLISHED_EPOCHS, PUBLISHED_TOP5
-from gaeanet.report.page import RunFacts, page
+from gaeanet.report.charts import Trace, line_chart
+from gaeanet.report.curves import COLOURS
+from gaeanet.report.page import TEMPLATES, RunFacts, page
 from gaeanet.report.recipes import LEAVES, PUBLISHED, against_original, nearest_recipe, original_top5
+from gaeanet.report.series import PUBLISHED_EPOCHS, PUBLISHED_TOP5, series_of
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,6 @@ class Outline(HTMLParser):
     """Elements of a page that is well-formed as far as its non-void elements go, and every address in it."""
 
     VOID = frozenset({"meta", "link", "img", "br"})
-    OPEN_ENDED = frozenset({"td", "th", "tr"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,15 +40,14 @@ class Outline(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in self.VOID | self.OPEN_ENDED:
+        if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in self.OPEN_ENDED:
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
 
 def outline(text: str) -> Outline:
@@ -87,8 +87,11 @@ def test_report_adds_worst_classes_and_confusions(gaeanet: Run, tiny_run: TinyRu
     outline(text)
     assert "Worst classes" in text
     assert "what differs from" in text.lower()
-    wrong = 21 - read_log(tiny_run.run, "validation")[-1]["top1_accuracy"] / 100 * 21
-    assert ("Confused most often" in text) == (wrong > 0.5) or "EMA weights" in text
+    found = json.loads(gaeanet("evaluate", tiny_run.run, "--per-class", "--json").out)
+    prefix = "ema_" if "Top-1 with EMA weights" in text else ""
+    wrong = found["count"] - found[f"{prefix}top1_correct"]
+    assert ("Confused most often" in text) == (wrong > 0)
+    assert sum(int(number) for number in re.findall(r"</b>: (\d+) images?<", text)) == wrong
     plain = gaeanet("report", tiny_run.run, "-o", "plain.html", "--no-images")
     assert plain.code == 0
     assert "<img" not in (tmp_path / "plain.html").read_text()
@@ -124,15 +127,44 @@ def test_several_runs_side_by_side(tmp_path: Path) -> None:
     assert "b&lt;i&gt;</b> against a: learning_rate 0.1 (not 0.5); seed 7 (not 0)" in text
 
 
-@pytest.mark.parametrize("values", [{"loss": float("nan")}, {"top5_accuracy": float("inf")}])
-def test_numbers_that_are_not_finite_leave_gaps(tmp_path: Path, values: dict[str, float]) -> None:
+def test_png_and_page_draw_the_same_series(tmp_path: Path) -> None:
+    lines = read_log(write_run(tmp_path / "x", rows=3, data="imagenet"))
+    alone = {series.role: len(series.points) for series in series_of({"x": lines}, "top5_accuracy")}
+    assert alone == {"published": 3, "training": 3, "raw": 3, "ema": 3}  # published as far as the run has come
+    assert [series.role for series in series_of({"x": lines}, "loss")] == ["training", "raw", "ema"]
+    both = series_of({"x": lines, "y": lines[:2]}, "top1_accuracy")
+    assert [(series.name, series.role, series.run) for series in both] == [
+        ("x, raw", "raw", 0), ("x, EMA", "ema", 0), ("y, raw", "raw", 1), ("y, EMA", "ema", 1)
+    ]  # fmt: skip
+    text = page([facts("x", lines)])
+    assert dots(text, "top5", "raw") == dots(text, "top5", "ema") == 3
+    assert "original run, published (raw)" in text
+    sheet = (TEMPLATES / "report.css").read_text()
+    assert re.findall(r"--s\d: (#\w+);", sheet)[: len(COLOURS)] == list(COLOURS)
+
+
+def test_names_are_text_in_page_and_png(gaeanet: Run, tmp_path: Path) -> None:
+    name = "_$lr_<b>&\x1b[31m\udcff"
+    run = write_run(tmp_path / name)
+    lines = read_log(run)
+    text = page([facts(name, lines), facts("other", lines)])
+    outline(text)
+    text.encode("utf-8")
+    assert "_$lr_&lt;b&gt;&amp;\\x1b[31m\\udcff" in text
+    assert gaeanet("plot", run, "-o", "curve.svg").code == 0
+    assert "$lr_" in (tmp_path / "curve.svg").read_text()
+    assert gaeanet("plot", run, run, "-o", "curves.png").code == 0
+
+
+@pytest.mark.parametrize("values", [{"loss": None}, {"loss": float("nan")}, {"top5_accuracy": float("inf")}])
+def test_numbers_that_are_not_finite_leave_gaps(tmp_path: Path, values: dict[str, Any]) -> None:
     outline(page([facts("x", read_log(write_run(tmp_path / "x", **values)))]))
     outline(page([facts("x", [])]))
 
 
 def test_a_chart_has_its_points_in_their_places() -> None:
     text = line_chart(
-        "c", "values", "%", [Series("s", [(1, 0.0), (2, 50.0), (3, float("nan")), (4, 100.0)], "s0", True)]
+        "c", "values", "%", [Trace("s", [(1, 0.0), (2, 50.0), (3, float("nan")), (4, 100.0)], "s0", True)]
     )
     assert len(re.findall("<circle", text)) == 3
     assert len(re.findall("<polyline", text)) == 2  # the line breaks where there is no value

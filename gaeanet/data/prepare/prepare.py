@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from gaeanet.data.formats import IMAGE_SUFFIXES
-from gaeanet.data.prepare.progress import Progress
 from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, write_shards
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.sources.folder import FolderSource, read_table, table_of
@@ -26,6 +25,7 @@ from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.names import inside
+from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
 _CHUNK = 256
@@ -60,12 +60,12 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         print(note)
     _begin(destination, facts, total)
     partial = destination / _PARTIAL
-    progress = Progress(total)
     try:
-        if shards:
-            write_shards(source, sizes, destination, partial, shard_bytes, progress.add)
-        else:
-            _write_folders(source, sizes, destination, partial, progress)
+        with WorkProgress(total) as progress:
+            if shards:
+                write_shards(source, sizes, destination, partial, shard_bytes, progress.add)
+            else:
+                _write_folders(source, sizes, destination, partial, progress)
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
@@ -151,7 +151,7 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 
 
-def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: Progress) -> None:
+def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: WorkProgress) -> None:
     draft = partial / str(os.getpid())
     for split in ("train", "val"):
         names, count = source.catalog.split(split), len(sizes[split])
@@ -160,7 +160,7 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
             for index in range(start, min(start + _CHUNK, count)):
                 path = inside(destination / split, names.name(index))
                 if path.exists() and path.stat().st_size == sizes[split][index]:
-                    progress.add(int(sizes[split][index]), found=True)  # renamed into place, hence whole
+                    progress.add(int(sizes[split][index]), earlier=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):

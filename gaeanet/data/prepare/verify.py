@@ -9,11 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 from gaeanet.data.prepare.prepare import open_material
-from gaeanet.data.prepare.progress import Progress
 from gaeanet.data.sources.catalog import check_imagenet_is_whole
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError
 from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.progress import WorkProgress
 
 _CHUNK = 256
 """Images that a process looks at before it reports."""
@@ -31,15 +31,15 @@ def verify(location: str) -> None:
     source = open_material(location)
     check_imagenet_is_whole(source.catalog, location)
     total = sum(len(source.catalog.split(split)) for split in ("train", "val"))
-    progress = Progress(total, "images", 1)
     odd: Counter[str] = Counter()
     bad = []
-    for looked, found in _looked_at(source):
-        for image in found:
-            odd.update(image.oddities)
-            if image.fault:
-                bad.append(f"{image.path}: {image.fault}")
-        progress.add(looked)
+    with WorkProgress(total, "images", 1) as progress:
+        for looked, found in _looked_at(source):
+            for image in found:
+                odd.update(image.oddities)
+                if image.fault:
+                    bad.append(f"{image.path}: {image.fault}")
+            progress.add(looked)
     print(f"{location}: {total - len(bad):,} of {total:,} images decode")
     for kind, count in sorted(odd.items()):
         print(f"  {count:,} {kind}")

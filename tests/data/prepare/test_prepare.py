@@ -20,7 +20,6 @@ from services import Proxy, upload
 from tiny import COLOURS, Result, broken_exif, jpeg, make_folder
 
 from gaeanet.data.prepare.prepare import prepare
-from gaeanet.data.prepare.progress import Progress
 from gaeanet.data.sources.catalog import imagenet_wnids
 from gaeanet.data.sources.folder import FolderSource
 from gaeanet.data.sources.labels import validation_classes
@@ -238,29 +237,6 @@ assert "torch" not in sys.modules
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "gs:/photos/out: prepare writes to a directory; upload that with" in result.stderr
-
-
-def test_progress_says_how_much_is_done_and_the_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("gaeanet.data.prepare.progress.time.monotonic", lambda: now[0])
-    progress = Progress(148_000_000_000)
-    for now[0] in (5.0, 60.0, 65.0, 120.0):
-        progress.add(1_000_000_000)
-    assert capsys.readouterr().out.splitlines() == [
-        "2.0 of 148.0 GB (1 %), 73 min left",
-        "4.0 of 148.0 GB (3 %), 72 min left",
-    ]
-    again = Progress(148_000_000_000)  # what an earlier attempt has written is no measure of speed
-    again.add(100_000_000_000, found=True)
-    now[0] += 60
-    again.add(2_000_000_000)
-    assert capsys.readouterr().out == "102.0 of 148.0 GB (69 %), 23 min left\n"
-    images = Progress(13_394, "images", 1)
-    now[0] += 60
-    images.add(9_469)
-    assert capsys.readouterr().out == "9,469 of 13,394 images (71 %), 0 min left\n"
 
 
 def test_a_full_disk_ends_in_one_line_and_prepare_goes_on_later(gaeanet: Run, t3: Path, tmp_path: Path) -> None:
