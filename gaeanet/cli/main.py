@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from gaeanet import __version__
 from gaeanet.cli import bench, data, networks, run, trained
 from gaeanet.cli.parser import Parser
+from gaeanet.cli.platform import check_platform
 from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError
 from gaeanet.runtime.imports import uncollected
@@ -28,6 +29,7 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
     try:
+        check_platform()
         parsed = _parser().parse_args(arguments)
         with uncollected() if parsed.brief else nullcontext():
             parsed.run(parsed)

@@ -1,7 +1,6 @@
 """The published ImageNet networks by name: importing this module registers them with timm.
 
-import gaeanet.model, timm
-network = timm.create_model("gaea_c48", num_classes=10)
+Scripts call `gaeanet.register_networks()`; a program that takes the name of a module imports this one.
 """
 
 from __future__ import annotations
@@ -46,6 +45,15 @@ _NAMES = (
 )
 
 default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg() for name in _NAMES})
+
+
+def register_networks() -> tuple[str, ...]:
+    """Registers the published networks with timm, for `timm.create_model(NAME)`.
+
+    Returns:
+        Their names.
+    """
+    return _NAMES  # timm's decorators below have registered them when this module was imported
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNetwork:

@@ -296,8 +296,9 @@ def _start_method(source: Source, workers: int) -> str | None:
     """How to start the workers: said here, since what Python does unasked differs between its versions.
 
     `fork` where source and system allow it: a worker then shares PyTorch and the source with its parent, and has memory
-    of its own for what it writes only. `forkserver` where a bucket's client is open, which does not live through a fork;
-    the server has imported what its workers need once for all. `spawn` on macOS, whose libraries do not survive a fork.
+    of its own for what it writes only. `forkserver` where a bucket's client is open, which does not live through a
+    fork; the server has imported what its workers need once for all. `spawn` on macOS, whose libraries do not survive
+    a fork.
     """
     if not workers:
         return None
