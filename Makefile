@@ -2,6 +2,7 @@
 # make train     trains the recipe const (generated images, minutes) to its end
 # make test      the whole test suite
 # make check     linters and types
+# make lowest    the whole suite with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
 # make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
 # make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about ten minutes on two cores)
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test check format reference bench timm-tests
+.PHONY: install train test lowest check format reference bench timm-tests
 
 install: $(READY)
 
@@ -24,6 +25,9 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+lowest: $(READY)
+	$(BIN)/python tests/lowest.py $(or $(TESTS),-n 2 --dist worksteal)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,14 @@ def read_genotype(reference: Any) -> Genotype:
         return from_text(reference)
     path = Path(reference).expanduser()
     try:
-        if not path.is_file():
-            raise RequestError(
-                f"genotype {_shortened(reference)!r}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"
-            )
+        # Not is_file(): what it raises and what it takes for "not there" differs between versions of Python.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileNotFoundError
         text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RequestError(
+            f"genotype {_shortened(reference)!r}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"
+        ) from None
     except (OSError, ValueError) as error:
         raise RequestError(f"genotype {_shortened(reference)!r}: cannot be read: {reason(error)}") from None
     if re.search(r"Genotype\s*\(", text):

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from gaeanet import __version__
 from gaeanet.cli import bench, data, networks, run, trained
 from gaeanet.cli.parser import Parser
+from gaeanet.cli.platform import check_platform
 from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError
 from gaeanet.runtime.host import shorten_temporary_directory
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
     open_standard_streams()
     try:
+        check_platform()
         parsed = _parser().parse_args(arguments)
         shorten_temporary_directory()
         with uncollected() if parsed.brief else nullcontext():

@@ -30,7 +30,27 @@ def search(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, job: str) -> None:
-    """Starts or continues a run: `train`, or `search`."""
+    """Starts or continues the run that a command line asks for."""
+    experiment = _any_experiment(arguments, job)
+    check_job(experiment, job, arguments.config)
+    start(experiment, job, arguments.run_dir, resume=arguments.resume, continue_from=arguments.continue_from)
+
+
+def start(
+    experiment: Experiment,
+    job: str,
+    run_dir: Path | None = None,
+    *,
+    resume: bool = False,
+    continue_from: Path | None = None,
+) -> Path:
+    """Starts or continues a run: `train`, or `search`; returns its directory when it has ended.
+
+    Args:
+        run_dir: None is runs/<name of the experiment>.
+        resume: Whether to continue the run that is there, if there is one.
+        continue_from: A checkpoint made elsewhere to continue from, while the run has none of its own.
+    """
     with importing():
         from gaeanet.artifacts.directory import check_run_dir, checkpoint_to_continue, run_dir_of
         from gaeanet.artifacts.start import read_start
@@ -38,11 +58,10 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
         from gaeanet.runs.lock import owned
         from gaeanet.runs.trackers import factory_of
 
-    experiment = _experiment(arguments, job)
     for name in experiment.hyperparameters.track:
         factory_of(name)
-    run_dir = arguments.run_dir or run_dir_of(experiment.name)
-    start = checkpoint_to_continue(arguments.continue_from) if arguments.continue_from else None
+    run_dir = run_dir or run_dir_of(experiment.name)
+    elsewhere = checkpoint_to_continue(continue_from) if continue_from else None
     source = open_source(experiment)
     if job == "search":
         from gaeanet.data.sources.splits import image_shares
@@ -52,7 +71,7 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
     mirror = None
     with ExitStack() as owning:
         if os.environ.get("RANK", "0") == "0" and not is_trial():
-            resume = arguments.resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
             check_run_dir(run_dir, resume)
             owning.enter_context(owned(run_dir))
             check_run_dir(run_dir, resume)  # again: another may have run here between the first look and the lock
@@ -66,13 +85,14 @@ def _run(arguments: argparse.Namespace, job: str) -> None:
             else:
                 from gaeanet.training.train import train as run
 
-        with _context(run_dir, start, mirror) as context:
+        with _context(run_dir, elsewhere, mirror) as context:
             try:
                 run(experiment, source, context)
             except (RuntimeError, OSError) as error:
                 from gaeanet.cli.diagnose import explained
 
                 raise explained(error) or error from error
+    return run_dir
 
 
 def is_trial() -> bool:
@@ -93,14 +113,7 @@ def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalC
 _EXAMPLES = {"train": "const", "search": "search"}
 
 
-def _experiment(arguments: argparse.Namespace, job: str) -> Experiment:
-    """The experiment that the command line names, or the cluster has chosen."""
-    experiment = _any_experiment(arguments, job)
-    check_job(experiment, job, arguments.config)
-    return experiment
-
-
-def check_job(experiment: Experiment, job: str, config: Path | None) -> None:
+def check_job(experiment: Experiment, job: str, config: str | Path | None) -> None:
     """An experiment is one for `gaeanet search` or for all others.
 
     Raises:

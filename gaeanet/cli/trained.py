@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.cli.parser import add_command
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
@@ -23,9 +23,12 @@ _CHECKPOINT = (
 
 _WEIGHTS = "which weights (default: those that did better in the checkpoint's validation)"
 
+FORMS = ("timm", "onnx", "torch-export")
+"""What a network can be exported to."""
+
 
 @contextmanager
-def _joined() -> Iterator[Processes]:
+def joined() -> Iterator[Processes]:
     """The processes of this command; what fails in the machine meanwhile is told in one line."""
     with importing(torch=True):
         from gaeanet.cli.diagnose import explained
@@ -78,7 +81,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     options = Options(
         kinds, arguments.image_size, arguments.crop, arguments.batch_size, settings.get("num_workers_val", 2)
     )
-    with _joined() as processes:
+    with joined() as processes:
         facts = evaluate_trained(
             trained, source, notes, options, processes, other=other, with_classes=arguments.per_class
         )
@@ -93,11 +96,7 @@ def predict(arguments: argparse.Namespace) -> None:
 
     trained = find(arguments.checkpoint)
     kind = trained.kind(arguments.weights)
-    if arguments.top < 1 or arguments.batch_size < 1:
-        raise RequestError("--top and --batch-size must be 1 or more")
-    for place in arguments.images:
-        if place != "-" and not Path(place).exists():
-            raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
+    check_images(arguments.images, arguments.top, arguments.batch_size)
 
     with importing(torch=True):
         from gaeanet.evaluation.predict import images_of, show
@@ -107,6 +106,15 @@ def predict(arguments: argparse.Namespace) -> None:
     show(rows, arguments.json)
 
 
+def check_images(places: Sequence[str], top: int, batch_size: int) -> None:
+    """Raises `RequestError` where this is nothing to predict."""
+    if top < 1 or batch_size < 1:
+        raise RequestError("--top and --batch-size must be 1 or more")
+    for place in places:
+        if place != "-" and not Path(place).exists():
+            raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Writes a trained network in a form that other tools read, and checks it against the network."""
     with importing():
@@ -114,20 +122,27 @@ def export(arguments: argparse.Namespace) -> None:
 
     trained = find(arguments.checkpoint)
     kind = trained.kind(arguments.weights)
-    if arguments.destination.exists():
-        raise RequestError(f"{arguments.destination} exists already: name a new destination")
-    if arguments.format == "timm" and arguments.fold_batchnorm:
-        raise RequestError("--fold-batchnorm changes the layers, which timm builds itself: use onnx or torch-export")
-    if arguments.format == "onnx":
-        for name in ("onnx", "onnxscript", "onnxruntime"):
-            if importlib.util.find_spec(name) is None:
-                raise RequestError(f"--format onnx needs the package {name}: pip install 'gaeanet[export]'")
+    check_export(arguments.destination, arguments.format, arguments.fold_batchnorm)
 
     with importing(torch=True):
         from gaeanet.artifacts.export import export as run
 
     for sentence in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
         print(sentence)
+
+
+def check_export(destination: Path, form: str, fold: bool) -> None:
+    """Raises `RequestError` where such an export cannot be written."""
+    if destination.exists():
+        raise RequestError(f"{destination} exists already: name a new destination")
+    if form not in FORMS:
+        raise RequestError(f"{form}: not a form to export to; {did_you_mean(form, FORMS)}")
+    if form == "timm" and fold:
+        raise RequestError("--fold-batchnorm changes the layers, which timm builds itself: use onnx or torch-export")
+    if form == "onnx":
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            if importlib.util.find_spec(name) is None:
+                raise RequestError(f"--format onnx needs the package {name}: pip install 'gaeanet[export]'")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -143,7 +158,7 @@ def report(arguments: argparse.Namespace) -> None:
     with importing(torch=True):
         from gaeanet.report.gather import gather, write_page
 
-    with _joined() as processes:
+    with joined() as processes:
         if processes.world_size > 1:
             raise RequestError("report: one process makes it; start it without torchrun")
         names = [str(run) if len(runs) > 1 else run.resolve().name for run in runs]
@@ -222,8 +237,6 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to make"
     )
-    command.add_argument(
-        "--format", choices=("timm", "onnx", "torch-export"), default="timm", help="the form (default: timm)"
-    )
+    command.add_argument("--format", choices=FORMS, default="timm", help="the form (default: timm)")
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
     command.add_argument("--fold-batchnorm", action="store_true", help="fold batch norm into the convolutions")

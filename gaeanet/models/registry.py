@@ -1,7 +1,6 @@
 """The published ImageNet networks by name: importing this module registers them with timm.
 
-import gaeanet.models.registry, timm
-network = timm.create_model("gaea_c48", num_classes=10)
+Scripts call `gaeanet.register_networks()`; a program that takes the name of a module imports this one.
 """
 
 from __future__ import annotations
@@ -35,9 +34,18 @@ def _cfg(**changes: Any) -> dict[str, Any]:
 
 _VARIANTS = ("gaea_c48_se_swish", "gaea_tiny")
 
-default_cfgs = generate_default_cfgs(
-    {f"{name}.untrained": _cfg() for name in (*(cell.architecture for cell in ZOO.values()), *_VARIANTS)}
-)
+_NAMES = (*(cell.architecture for cell in ZOO.values()), *_VARIANTS)
+
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _cfg() for name in _NAMES})
+
+
+def register_networks() -> tuple[str, ...]:
+    """Registers the published networks with timm, for `timm.create_model(NAME)`.
+
+    Returns:
+        Their names.
+    """
+    return _NAMES  # timm's decorators below have registered them when this module was imported
 
 
 def _create(variant: str, pretrained: bool = False, **kwargs: Any) -> CellNetwork:

@@ -53,6 +53,26 @@ def test_every_refusal_is_one_line_and_exit_code_2(
     assert result.out == ""
 
 
+WINDOWS = """
+import signal, sys
+for name in ("fcntl", "resource", "termios", "pwd", "grp"):
+    sys.modules[name] = None  # importing it fails, as on Windows
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
+    delattr(signal, name)
+sys.platform = "win32"
+from gaeanet.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "const.yaml"], ["predict", "runs/x", "photographs/"]])
+def test_windows_is_refused_in_one_line(arguments: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-c", WINDOWS, *arguments], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "gaeanet: gaeanet runs on Linux and macOS; on Windows use WSL (https://aka.ms/wsl)\n"
+    assert result.stdout == ""
+
+
 def test_help_and_refusals_come_without_torch(experiment_file: Write, t3: Path) -> None:
     config = experiment_file()
     wrong_classes = experiment_file(name="wrong", num_classes=4)

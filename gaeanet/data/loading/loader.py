@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -293,9 +294,17 @@ def picked_batches(
 
 
 def _start_method(source: Source, workers: int) -> str | None:
-    """How to start the workers; the server that starts them has imported what they need once for all."""
-    if not workers or source.start_method is None:
+    """How to start the workers: said here, since what Python does unasked differs between its versions.
+
+    `fork` where source and system allow it: a worker then shares PyTorch and the source with its parent, and has memory
+    of its own for what it writes only. `forkserver` where a bucket's client is open, which does not live through a
+    fork; the server has imported what its workers need once for all. `spawn` on macOS, whose libraries do not survive
+    a fork.
+    """
+    if not workers:
         return None
+    if source.start_method is None:
+        return "fork" if sys.platform == "linux" else "spawn"
     multiprocessing.set_forkserver_preload(["gaeanet.data.loading.preload"])
     return source.start_method
 

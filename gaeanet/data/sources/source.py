@@ -24,7 +24,7 @@ class Source(ABC):
         notes: What there is to say about it, one sentence each.
         generated: Whether the images are made up.
         minival: Share of the training split that is the validation split here; None where that is the place's own.
-        start_method: How worker processes must be started (`forkserver`), None where any way will do.
+        start_method: How worker processes must be started (`forkserver`), None where a fork will do.
     """
 
     catalog: Catalog

@@ -1,5 +1,7 @@
 """Batches: the same samples with the same draws, however they are prepared."""
 
+import multiprocessing
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,26 @@ def test_law_1_order_and_draws_do_not_depend_on_workers_or_restarts(t3: Path) ->
     assert digests(source, workers=2) == plain
     assert digests(source, workers=1, start=(1, 2)) == {k: v for k, v in plain.items() if k >= (1, 2)}
     assert [plain[0, s] for s in range(4)] != [plain[1, s] for s in range(4)]
+
+
+@pytest.mark.parametrize("default", ["fork", "forkserver", "spawn"])
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are not forked there")
+def test_field_report_97_how_workers_start_is_not_pythons_choice(
+    t3: Path, monkeypatch: pytest.MonkeyPatch, default: str
+) -> None:
+    """A forked worker sees what its parent holds, here a changed method; Python 3.14 would not fork unasked."""
+    source = FolderSource(str(t3))
+    red = Path(source.path("train", 0)).read_bytes()
+    monkeypatch.setattr(FolderSource, "read", lambda *_: red)
+    hp = Hyperparameters(image_size=32, color_jitter=False)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(default, force=True)
+    try:
+        (batch,) = training_batches(source, TrainingTransform(hp), global_batch=18, epochs=1, seed=0, workers=1)
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert batch.images.float().mean((2, 3)).argmax(1).tolist() == [0] * 18
+    assert len(set(batch.labels.tolist())) == 3
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
