@@ -3,9 +3,10 @@
 JPEGs, nearly all there is, go through torchvision's decoder (libjpeg-turbo, the same pixels as Pillow's and more than
 twice as fast); what it cannot do, and everything else, goes through Pillow.
 
-Where only a part of a picture is wanted, as in training, a kernel (gaeanet/kernels/jpeg.cpp) decodes nothing else of a
-JPEG of the common kinds, with the same pixels to the last bit. It reads the coded data to their end, so that damage is
-noticed whichever part is asked for; then, as with all that it does not know, the whole is decoded as said above.
+A kernel (gaeanet/kernels/native/jpeg.cpp) decodes JPEGs of the common kinds with the same pixels, bit for bit; where only
+a part of a picture is wanted, as in training, nothing else of it. It reads the coded data to their end, so that damage is
+noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as said above, and what
+libjpeg warns of is damage, on every way alike.
 
 The rules for what is odd:
 
@@ -17,8 +18,9 @@ The rules for what is odd:
   that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
-- Half an image is no image: it is refused, never filled with grey. (A progressive JPEG that lost its last scans but has
-  an end mark is a whole picture, only softer, and cannot be told from one that was saved so.)
+- Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive JPEG
+  that lost its last scans but has an end mark is a whole picture, only softer, and cannot be told from one that was
+  saved so.)
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
 from gaeanet.data.formats import FORMATS
+from gaeanet.data.images import libjpeg
 from gaeanet.data.images.jpeg import JpegHeader, is_cut_short, read_header
 from gaeanet.errors import GaeanetError
 from gaeanet.kernels.build import OWN, availability
@@ -127,16 +130,26 @@ def to_pixels(data: bytes | NDArray[np.uint8]) -> Tensor:
     if isinstance(data, np.ndarray):
         return torch.from_numpy(data).permute(2, 0, 1)
     header = read_header(data)
-    if header and _is_plain(header, data):
+    if header is None:
+        return _through_pillow(data)
+    plain, fault, pixels = _is_plain(header, data), None, None
+    if plain and availability() == OWN:
+        from gaeanet.kernels.pixels import jpeg_region
+
+        pixels = jpeg_region(data, *_central(header.height, header.width))
+        if pixels is not None:
+            return pixels
+    if header.width * header.height <= MAX_PIXELS:
         try:
-            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # a rarity, or damage: Pillow knows which
-        else:
-            if is_cut_short(data, header, pixels.numpy()):
-                raise ImageError("damaged image: its data end before the last row")
-            return _centre(pixels)
-    return _through_pillow(data)
+            pixels = libjpeg.decode(data, ImageReadMode.RGB if plain else ImageReadMode.UNCHANGED)
+        except libjpeg.Damage as error:
+            fault = f"damaged image: {error}"
+    if plain and pixels is not None:
+        return _centre(pixels)
+    pixels = _through_pillow(data)  # which knows some kinds more, and of some damage what it is
+    if fault:
+        raise ImageError(fault)
+    return pixels
 
 
 def _is_plain(header: JpegHeader, data: bytes) -> bool:
@@ -175,7 +188,8 @@ def _through_pillow(data: bytes) -> Tensor:
         raise ImageError(f"too large: {str(error).splitlines()[0]}") from None
     except Exception as error:  # Pillow's plug-ins meet damage with whatever exception is at hand
         raise ImageError(f"damaged image: {(str(error) or type(error).__name__).splitlines()[0]}") from None
-    if (header := read_header(data)) and is_cut_short(data, header, pixels.numpy()):
+    header = read_header(data)
+    if header and header.width * header.height > MAX_PIXELS and is_cut_short(data, header, pixels.numpy()):
         raise ImageError("damaged image: its data end before the last row")
     return _centre(pixels)
 
