@@ -3,10 +3,10 @@
 JPEGs, nearly all there is, go through torchvision's decoder (libjpeg-turbo, the same pixels as Pillow's and more than
 twice as fast); what it cannot do, and everything else, goes through Pillow.
 
-A kernel (gaeanet/kernels/native/jpeg.cpp) decodes JPEGs of the common kinds with the same pixels, bit for bit; where only
-a part of a picture is wanted, as in training, nothing else of it. It reads the coded data to their end, so that damage is
-noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as said above, and what
-libjpeg warns of is damage, on every way alike.
+A kernel (gaeanet/kernels/native/jpeg.cpp) decodes JPEGs of the common kinds with the same pixels, bit for bit; where
+only a part of a picture is wanted, as in training, nothing else of it. It reads the coded data to their end, so that
+damage is noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as said above,
+and what libjpeg warns of is damage, on every way alike.
 
 The rules for what is odd:
 
@@ -18,9 +18,9 @@ The rules for what is odd:
   that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
-- Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive JPEG
-  that lost its last scans but has an end mark is a whole picture, only softer, and cannot be told from one that was
-  saved so.)
+- Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive
+  JPEG that lost its last scans but has an end mark is a whole picture, only softer, and cannot be told from one that
+  was saved so.)
 """
 
 from __future__ import annotations
