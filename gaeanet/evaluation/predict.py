@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.images.decode import ImageError, to_pixels
 from gaeanet.data.images.transforms import ValidationTransform, normalize
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.processes import default_device
+from gaeanet.runtime.strict_json import dumps
 
 
 class Image(NamedTuple):
@@ -104,7 +105,7 @@ def predict(
                 row["top"] = [
                     {
                         "index": index,
-                        "class": keys[index] if keys else None,
+                        "class": shown(keys[index]) if keys else None,
                         "name": names[index],
                         "probability": probability,
                     }
@@ -115,7 +116,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     pixels: list[torch.Tensor] = []
     for image in images:
-        row: dict[str, Any] = {"image": image.name}
+        row: dict[str, Any] = {"image": shown(image.name)}
         try:
             if image.data is None:
                 raise ImageError(image.fault)
@@ -140,9 +141,9 @@ def show(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
         count += 1
         if "error" in row:
             failed += 1
-            print(f"gaeanet: {row['image']}: {row['error']}", file=sys.stderr)
+            print(shown(f"gaeanet: {row['image']}: {row['error']}"), file=sys.stderr)
         if as_json:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(dumps(row), flush=True)
         elif "error" not in row:
             print(row["image"])
             for guess in row["top"]:

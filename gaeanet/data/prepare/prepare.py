@@ -24,7 +24,7 @@ from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, U
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.names import inside
+from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
@@ -47,7 +47,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
     if _is_done(destination, facts):
-        print(f"{destination}: already holds all of {location}")
+        print(shown(f"{destination}: already holds all of {location}"))
         return
     sizes = _sizes(source)
     total = int(sum(array.sum() for array in sizes.values()))
@@ -55,9 +55,9 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     counts = (
         f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
     )
-    print(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})")
+    print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
-        print(note)
+        print(shown(note))
     _begin(destination, facts, total)
     partial = destination / _PARTIAL
     try:
@@ -79,7 +79,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     if found.fingerprint != catalog.fingerprint:
         (destination / TABLE).unlink()
         raise RunError(f"{destination}: holds other images too: move them away, or name an empty directory")
-    print(f"wrote {destination}: {counts}")
+    print(shown(f"wrote {destination}: {counts}"))
 
 
 def open_material(location: str) -> Source:
