@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from gaeanet.data.formats import IMAGE_SUFFIXES
-from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, write_shards
+from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
+from gaeanet.data.sources.entries import is_hidden, is_image
 from gaeanet.data.sources.folder import FolderSource, read_table, table_of
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
@@ -95,9 +95,12 @@ def open_material(location: str) -> Source:
     val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
         return FolderSource(location)
-    classes = sorted(path.name for path in (images / "train").iterdir() if path.is_dir())
-    flat = flat_folder(val)
-    files = sorted(path.name for path in flat.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        classes = sorted(p.name for p in (images / "train").iterdir() if p.is_dir() and not is_hidden(p.name))
+        flat = flat_folder(val)
+        files = sorted(path.name for path in flat.iterdir() if is_image(path.name) and not path.is_dir())
+    except OSError as error:
+        raise RequestError(f"{error.filename}: cannot be listed: {reason(error)}") from None
     if not files or flat.name in classes:
         return FolderSource(location)
     return FolderSource(location, validation_classes(images, files, classes))
@@ -164,7 +167,7 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):
-                assert isinstance(data, bytes)
+                data = readable(data, source.path(split, index))
                 path = inside(destination / split, names.name(index))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draft.write_bytes(data)
