@@ -19,15 +19,32 @@ FLOORS = (
     {"artifacts", "optim"},
     {"models", "data"},
     {"config"},
-    {"cells", "runtime"},
+    {"cells"},
+    {"runtime"},
     {"kernels", "errors"},
 )
 """Packages from the top down: each may import what is below its floor, and nothing beside it."""
 
 DATA_FLOORS = ({"prepare", "loading"}, {"images", "sources"}, {"storage"})
 
-FREE_OF_TORCH = ("errors", "cells", "config", "data.sources", "data.storage", "runtime.imports", "runtime.names")
-FREE_OF_TORCH += ("runtime.host", "artifacts.directory", "artifacts.checkpoint", "artifacts.find", "artifacts.start")
+FREE_OF_TORCH = (
+    "errors",
+    "cells",
+    "config",
+    "data.sources",
+    "data.storage",
+    "runtime.imports",
+    "runtime.names",
+    "runtime.yaml",
+)
+FREE_OF_TORCH += (
+    "runtime.host",
+    "runtime.yaml",
+    "artifacts.directory",
+    "artifacts.checkpoint",
+    "artifacts.find",
+    "artifacts.start",
+)
 FREE_OF_TORCH += ("artifacts.lineage", "artifacts.metadata", "runs.mirror", "runs.trackers", "cli", "report.describe")
 
 ONLY_IN = {

@@ -1,15 +1,14 @@
 """State on disk: atomic, verified, safe to load.
 
 A checkpoint is a directory `step-<optimizer steps>` of safetensors files and a `manifest.json`, which holds everything
-that is not a tensor and the digest of every file. It is written under a temporary name, flushed to the disk and
-renamed, so that a directory with the final name is always whole. `latest` and `best` are links beside it.
+that is not a tensor and digests of every file and of itself. It is written under a temporary name, flushed to the disk
+and renamed, so that a directory with the final name is always whole. `latest` and `best` are links beside it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from gaeanet.artifacts import manifest
 from gaeanet.artifacts.directory import MANIFEST
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.names import inside
@@ -26,7 +26,6 @@ from gaeanet.runtime.names import inside
 if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
     from torch import Tensor
 
-FORMAT = 1
 NAME = re.compile(r"step-(\d{9})")
 """What checkpoints are called."""
 
@@ -57,7 +56,7 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     Raises:
         RunError: The disk is full or cannot be written; what was there before is untouched.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     draft = final.with_name(f".{final.name}.{os.getpid()}")
     try:
@@ -67,12 +66,12 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         digests = {}
         for group, values in tensors.items():
             path = draft / f"{group}.safetensors"
-            save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path)
+            # Not save_file, which makes files that their owner alone may read.
+            path.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in values.items()}))
             digests[path.name] = digest_of(path)
             _flush(path)
-        manifest = draft / MANIFEST
-        manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": digests, "state": state}, indent=1))
-        _flush(manifest)
+        (draft / MANIFEST).write_text(manifest.text_of(step, digests, state), encoding="utf-8")
+        _flush(draft / MANIFEST)
         _flush(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
@@ -116,14 +115,14 @@ def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        format_, _, _ = manifest["format"], manifest["files"], manifest["state"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise RequestError(f"{path}: not a gaeanet checkpoint, or its manifest.json is damaged") from None
-    if format_ != FORMAT:
-        raise RequestError(f"{path}: checkpoint format {format_}; this version of gaeanet reads format {FORMAT}")
-    return dict(manifest)
+        text = file.read_text(encoding="utf-8") if file.stat().st_size <= manifest.MOST_BYTES else ""
+    except UnicodeDecodeError:
+        text = ""
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+    return manifest.parsed(text, str(path))
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
@@ -132,20 +131,27 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], State]:
     Raises:
         RequestError: It is not a checkpoint, or a file does not have the digest that was noted when it was saved.
     """
-    manifest = read_manifest(path)
+    content = read_manifest(path)
     groups = {}
-    for name, digest in manifest["files"].items():
+    for name, digest in content["files"].items():
         groups[name.removesuffix(".safetensors")] = load_group(inside(path, name), digest)
-    return groups, manifest["state"]
+    return groups, content["state"]
 
 
 def load_group(file: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of one safetensors file, on the CPU; raises `RequestError` unless it has this SHA-256 digest."""
     from safetensors.torch import load_file
 
-    if not file.is_file() or digest_of(file) != digest:
-        raise RequestError(f"{file}: {'missing' if not file.is_file() else 'damaged (wrong checksum)'}")
-    tensors: dict[str, Tensor] = load_file(file)
+    if not file.is_file():
+        raise RequestError(f"{file}: missing")
+    try:
+        if digest_of(file) != digest:
+            raise RequestError(f"{file}: damaged (wrong checksum)")
+        tensors: dict[str, Tensor] = load_file(file)
+    except OSError as error:
+        raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+    except SafetensorError as error:
+        raise RequestError(f"{file}: not a file of weights: {reason(error)}") from None
     return tensors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -77,20 +78,31 @@ def log_beside(checkpoint: Path) -> Path | None:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a killed process left half-written is dropped.
 
+    Numbers that were not finite, for which JSON has no word but null, are NaN.
+
     Raises:
-        RequestError: Another line is not JSON.
+        RequestError: It cannot be read, or another line is not what a run writes.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
+    while lines and not lines[-1].strip():
+        lines.pop()
     parsed = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
-            parsed.append(json.loads(line))
-        except ValueError:
-            if number < len(lines):
-                raise RequestError(f"{path}, line {number}: not JSON; is this a run's log?") from None
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            values = None
+        if isinstance(values, dict) and isinstance(values.get("kind"), str) and type(values.get("batches")) is int:
+            parsed.append({key: math.nan if value is None else value for key, value in values.items()})
+        elif number < len(lines):
+            raise RequestError(f"{path}, line {number}: not JSON that a run writes; is this a run's log?")
     return parsed
 
 

@@ -28,6 +28,7 @@ from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.data.images.transforms import MEAN, STD, ValidationTransform
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.models.folding import fold_batch_norm
+from gaeanet.runtime.names import shown
 
 TOLERANCE = 1e-4
 """Largest difference of a logit between an export and the network that passes for rounding."""
@@ -177,7 +178,7 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
         },
         METADATA: {**facts, "digest": checkpoint.digest_of(draft / EXPORT_WEIGHTS)},
     }
-    (draft / EXPORT_CONFIG).write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    (draft / EXPORT_CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     _write_classes(draft, trained)
     return timm.create_model(f"local-dir:{draft.absolute()}", pretrained=True).eval()
 
@@ -186,7 +187,7 @@ def _write_classes(folder: Path, trained: Trained) -> None:
     """classes.csv: one line an output, in order; what other tools call a label file."""
     import csv
 
-    keys = trained.classes or tuple("" for _ in trained.display_names)
+    keys = tuple(map(shown, trained.classes or ("" for _ in trained.display_names)))
     with open(folder / "classes.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["index", "class", "name"])

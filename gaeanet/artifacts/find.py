@@ -128,6 +128,7 @@ def without_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def unique_names(classes: tuple[str, ...], names: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """Names to show, one for each class and no two alike: ImageNet has two cranes and two maillots."""
+    classes, names = tuple(map(shown, classes)), tuple(map(shown, names))
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1

@@ -25,11 +25,12 @@ from gaeanet.artifacts import checkpoint
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
 from gaeanet.cells.zoo import ZOO
-from gaeanet.config.experiment import Hyperparameters
+from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.config.network import Activation, Network
 from gaeanet.errors import RequestError, reason
 from gaeanet.models.build import build_network
 from gaeanet.models.network import CellNetwork
+from gaeanet.runtime.names import shown
 
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 """What DistributedDataParallel, DataParallel and torch.compile put into names, at any depth."""
@@ -38,6 +39,9 @@ _CONTAINERS = ("state_dict", "model", "model_state_dict", "net", "network")
 """Keys under which training scripts keep the state dict."""
 
 # Old scripts keep a numpy accuracy or their arguments beside the weights: plain values, which need no code to be read.
+MOST_CELLS = 200
+"""Of a network that is recognised from its weights; the largest published one has 20."""
+
 _PLAIN_TYPES: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -100,16 +104,23 @@ def recognise(
     Raises:
         RequestError: The weights are not of this family, or fit no cell or several.
     """
-    try:
-        classes = weights["classifier.weight"].shape[0]
-        small = "stem1.1.weight" not in weights
-        width = weights["stem0.0.weight"].shape[0] // 3 if small else weights["stem0.3.weight"].shape[0]
-    except KeyError as error:
-        raise RequestError(f"{origin}: no {error.args[0]}: not a network of the DARTS family") from None
-    numbers = [int(match[1]) for name in weights if (match := re.match(r"cells\.(\d+)\.", name))]
-    if not numbers:
-        raise RequestError(f"{origin}: no cells.0...: not a network of the DARTS family")
-    seen = Hyperparameters(
+    small = not any(name.startswith("stem1.") for name in weights)
+    classes = _size(weights, "classifier.weight", 2, origin)
+    if classes < 2:
+        raise RequestError(f"{origin}: classifier.weight has {classes} output: a network here has two classes or more")
+    width = _size(weights, "stem0.0.weight", 4, origin) // 3 if small else _size(weights, "stem0.3.weight", 4, origin)
+    if not small:
+        _size(weights, "stem1.1.weight", 4, origin)
+    found = {match[1] for name in weights if (match := re.match(r"cells\.(\d+)\.", name))}
+    numbers = sorted(int(number) for number in found if len(number) < 9)
+    if len(numbers) < len(found) or numbers != list(range(len(numbers))) or not 0 < len(numbers) <= MOST_CELLS:
+        missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
+        which = f"more than {MOST_CELLS} cells" if len(found) > MOST_CELLS else f"no cells.{missing}..."
+        raise RequestError(f"{origin}: {which}: not a network of the DARTS family")
+    if odd := next((name for name, tensor in weights.items() if tensor.numel() == 0), None):
+        raise RequestError(f"{origin}: {shown(odd)} is empty")
+    seen = _hyperparameters(
+        origin,
         num_classes=classes,
         init_channels=width,
         layers=max(numbers) + 1,
@@ -132,6 +143,22 @@ def recognise(
     if fitting:
         raise RequestError(f"{origin}: its names and shapes fit {' and '.join(fitting)}: say which with --genotype")
     raise RequestError(f"{origin}: no published cell has its names and shapes: give the cell with --genotype")
+
+
+def _size(weights: Mapping[str, Tensor], name: str, dimensions: int, origin: str) -> int:
+    """The first side of a tensor that has to be there."""
+    if name not in weights:
+        raise RequestError(f"{origin}: no {name}: not a network of the DARTS family")
+    if weights[name].dim() != dimensions or not weights[name].numel():
+        shape = list(weights[name].shape)
+        raise RequestError(
+            f"{origin}: {name} has shape {shape}, not {dimensions} sides: not a network of the DARTS family"
+        )
+    return weights[name].shape[0]
+
+
+def _hyperparameters(origin: str, **values: Any) -> Hyperparameters:
+    return experiment_from({"hyperparameters": values}, origin).hyperparameters
 
 
 def _misfit(weights: Mapping[str, Tensor], seen: Network, cell: Genotype) -> str | None:

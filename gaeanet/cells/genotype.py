@@ -14,10 +14,9 @@ import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml
-
 from gaeanet.cells.operations import OPERATIONS
 from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.runtime.yaml import dump
 
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 
@@ -68,7 +67,7 @@ class Genotype:
 
     def to_yaml(self) -> str:
         """The same object as YAML, a field a line."""
-        return yaml.safe_dump(self.to_dict(), default_flow_style=None, sort_keys=False, width=1000)
+        return dump(self.to_dict(), width=1000)
 
     def to_text(self) -> str:
         """The spelling of the DARTS repositories, `Genotype(normal=[('sep_conv_3x3', 1), ...], ...)`."""

@@ -8,11 +8,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gaeanet.cells.genotype import FIELDS, Genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.runtime.yaml import parse
 
 
 def from_dict(fields: Any, origin: str = "genotype") -> Genotype:
@@ -124,7 +123,7 @@ def read_genotype(reference: Any) -> Genotype:
     if re.search(r"Genotype\s*\(", text):
         return from_text(text)
     try:
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        raise RequestError(f"{path}: neither JSON nor YAML nor a Genotype(...) text") from None
+        fields = parse(text, str(path))
+    except RequestError as error:
+        raise RequestError(f"{error} (nor is it JSON or a Genotype(...) text)") from None
     return from_dict(fields, origin=str(path))

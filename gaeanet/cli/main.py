@@ -16,6 +16,7 @@ from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError
 from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.output import open_standard_streams
 
 
@@ -59,5 +60,5 @@ def _fail(error: GaeanetError) -> int:
         speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
         # By this word a cluster's log_policies know what would fail again, however often it was started.
         refused = "refused: " if isinstance(error, RequestError) and is_trial() else ""
-        print(f"{speaker}: {refused}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"{speaker}: {refused}{shown(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     return error.exit_code

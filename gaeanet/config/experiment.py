@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from gaeanet.config.augmentation import Augmentation, MixedImages
@@ -23,8 +22,8 @@ from gaeanet.config.recipes import read_file_or_recipe
 from gaeanet.config.run import Run, Start
 from gaeanet.config.schedule import Batches, Schedule
 from gaeanet.config.search import Search
-from gaeanet.config.yaml import parse
 from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.runtime.yaml import dump, parse
 
 CLUSTER_KEYS = frozenset(
     {"name", "description", "labels", "project", "workspace", "entrypoint", "searcher", "resources"}
@@ -137,7 +136,7 @@ class Experiment(Block):
     def to_yaml(self) -> str:
         """The resolved file: every value in force, the genotype spelled out; reads back as the same experiment."""
         tree = {**self.cluster, "data": self.data.model_dump(), "hyperparameters": self.hyperparameters.spelled_out()}
-        return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+        return dump(tree)
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (), data: str | None = None) -> Experiment:
@@ -187,6 +186,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 def experiment_from(tree: Mapping[str, Any], origin: str = "experiment") -> Experiment:
     """The experiment that a parsed file (or a cluster) describes; raises `RequestError` naming key and remedy."""
     tree = dict(tree)
+    if not isinstance(tree.get("name"), (str, type(None))):
+        raise RequestError(f"{origin}: name: must be text, got {tree['name']!r}: put it in quotes")
     blocks: dict[str, Any] = {}
     for name, model in (("data", Data), ("hyperparameters", Hyperparameters)):
         block = tree.pop(name, None) or {}

@@ -1,5 +1,7 @@
 """The image formats that are read, and how their files are called: one list for decoding, training and `prepare`."""
 
+from typing import NamedTuple
+
 FORMATS = {
     "JPEG": (".jpeg", ".jpg"),
     "PNG": (".png",),
@@ -17,3 +19,9 @@ meets bytes from anywhere.
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 """Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
+
+
+class Unreadable(NamedTuple):
+    """Why an image's file cannot be read, in place of its bytes."""
+
+    reason: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,18 @@ from typing import Any, NamedTuple
 import torch
 
 from gaeanet.artifacts.find import Trained
-from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.images.decode import ImageError, to_pixels
 from gaeanet.data.images.transforms import ValidationTransform, normalize
+from gaeanet.data.sources.entries import MOST_BYTES, images_under, read_image
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.processes import default_device
+from gaeanet.runtime.strict_json import dumps
+
+_IMAGE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s+(#.*\n\s*)*\d+\s|P[1-6]#|[^\n]*[\0-\x08]", re.DOTALL
+)
+"""How images begin; no list of names does."""
 
 
 class Image(NamedTuple):
@@ -41,39 +49,35 @@ def images_of(places: Sequence[str]) -> Iterator[Image]:
         if place == "-":
             yield from _from_standard_input()
         elif (folder := Path(place)).is_dir():
-            inside = sorted(
-                p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
-            if not inside:
+            closed: list[OSError] = []
+            inside = sorted(folder / name for name in images_under(folder, closed=closed.append))
+            if not inside and not closed:
                 raise RequestError(f"{place}: no images in this directory")
             yield from map(_read, inside)
+            yield from (Image(str(e.filename), None, f"cannot be listed: {reason(e)}") for e in closed)
         else:
             yield _read(folder)
 
 
 def _read(path: Path) -> Image:
     try:
-        return Image(str(path), path.read_bytes())
-    except OSError as error:
+        return Image(str(path), read_image(path))
+    except (OSError, ValueError) as error:  # ValueError: a name that can be none
         return Image(str(path), None, f"cannot be read: {reason(error)}")
 
 
 def _from_standard_input() -> Iterator[Image]:
-    stream = sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode())
-    first = stream.readline()
-    try:
-        line = first.decode("utf-8").strip()
-        names = "\0" not in line
-    except UnicodeDecodeError:
-        names = False
-    if not names:
-        yield Image("standard input", first + stream.read())
+    raw = sys.stdin.buffer if hasattr(sys.stdin, "buffer") else io.BytesIO(sys.stdin.read().encode())
+    stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw)  # type: ignore[type-var]
+    if _IMAGE.match(stream.peek(64)[:64]):
+        data = stream.read(MOST_BYTES + 1)
+        fault = f"too large: more than {MOST_BYTES:,} bytes" if len(data) > MOST_BYTES else ""
+        yield Image("standard input", None if fault else data, fault)
         return
     # Line by line, so that names can come from a process that goes on finding them.
-    while first:
-        if line := first.decode("utf-8", "surrogateescape").strip():
+    while name := stream.readline():
+        if line := os.fsdecode(name).rstrip("\r\n"):
             yield _read(Path(line))
-        first = stream.readline()
 
 
 @torch.inference_mode()
@@ -104,7 +108,7 @@ def predict(
                 row["top"] = [
                     {
                         "index": index,
-                        "class": keys[index] if keys else None,
+                        "class": shown(keys[index]) if keys else None,
                         "name": names[index],
                         "probability": probability,
                     }
@@ -115,7 +119,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     pixels: list[torch.Tensor] = []
     for image in images:
-        row: dict[str, Any] = {"image": image.name}
+        row: dict[str, Any] = {"image": shown(image.name)}
         try:
             if image.data is None:
                 raise ImageError(image.fault)
@@ -140,9 +144,9 @@ def show(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
         count += 1
         if "error" in row:
             failed += 1
-            print(f"gaeanet: {row['image']}: {row['error']}", file=sys.stderr)
+            print(shown(f"gaeanet: {row['image']}: {row['error']}"), file=sys.stderr)
         if as_json:
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(dumps(row), flush=True)
         elif "error" not in row:
             print(row["image"])
             for guess in row["top"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from gaeanet.evaluation.predictions import Predictions, predict_split
 from gaeanet.evaluation.statistics import calibration_error, mcnemar, wilson
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
+from gaeanet.runtime.strict_json import dumps
 
 PREFIX = {"raw": "", "ema": "ema_"}
 """How the log tells the two kinds of weights apart."""
@@ -199,15 +199,7 @@ def _compare(
 
 def to_json(facts: dict[str, Any]) -> str:
     """The values as JSON; a number that is not finite is null, since JSON has no word for it."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(entry) for key, entry in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [clean(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(clean(facts), indent=1, ensure_ascii=False)
+    return dumps(facts, indent=1)
 
 
 def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:

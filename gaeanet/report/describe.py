@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, GENOTYPE
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.operations import OPERATIONS
@@ -23,6 +21,7 @@ from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_fr
 from gaeanet.config.recipes import is_bare, recipe_names
 from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.imports import importing
+from gaeanet.runtime.yaml import parse
 
 if TYPE_CHECKING:
     from gaeanet.models.counting import Counts
@@ -146,8 +145,8 @@ def _metadata(reference: str) -> dict[str, Any] | None:
 def _is_experiment(path: Path) -> bool:
     try:
         text = path.read_text(encoding="utf-8")
-        tree = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError):
+        tree = parse(text, str(path))
+    except (OSError, UnicodeDecodeError, RequestError):
         return False
     return isinstance(tree, dict) and not {"hyperparameters", "data"}.isdisjoint(tree)
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from gaeanet import __version__
-from gaeanet.artifacts import checkpoint
+from gaeanet.artifacts import checkpoint, manifest
 from gaeanet.artifacts.directory import CONFIG, GENOTYPE, METRICS, TENSORBOARD, read_log
 from gaeanet.config.experiment import Experiment, experiment_from
 from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
@@ -220,7 +220,7 @@ class DeterminedContext(LocalContext):
         for name in (METRICS, CONFIG, GENOTYPE):
             if (self.run_dir / name).exists():
                 shutil.copyfile(self.run_dir / name, draft / name)
-        metadata = {"steps_completed": step, "format": f"gaeanet-{checkpoint.FORMAT}", "gaeanet": __version__}
+        metadata = {"steps_completed": step, "format": f"gaeanet-{manifest.FORMAT}", "gaeanet": __version__}
         uuid = str(self._core.checkpoint.upload(draft, metadata))
         shutil.rmtree(draft)
         return uuid

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from gaeanet.config.experiment import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.runs.mirror import Mirror
 from gaeanet.runtime.processes import Processes
+from gaeanet.runtime.strict_json import dumps
 
 Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
@@ -68,14 +68,14 @@ class LocalContext:
         (self.run_dir / CONFIG).write_text(experiment.to_yaml(), encoding="utf-8")
         kept = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
         draft = self.run_dir / f".{METRICS}.{os.getpid()}"
-        draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        draft.write_text("".join(dumps(line) + "\n" for line in kept), encoding="utf-8")
         draft.replace(self.metrics_path)
 
     def report(self, line: dict[str, Any]) -> None:
         """Appends one line to the log of record."""
         if self.processes.is_first:
             with open(self.metrics_path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+                log.write(dumps(line) + "\n")
 
     def save(
         self,

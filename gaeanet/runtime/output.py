@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from typing import Any, TextIO
 
 
 def open_standard_streams() -> None:
-    """Opens what a launcher has closed (`>&-`), to nowhere: else the next file would be taken for standard output."""
+    """Opens what a launcher has closed (`>&-`), to nowhere: else the next file would be taken for standard output.
+
+    A name that is not UTF-8 is written escaped, whatever the stream's own rule is.
+    """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (to the end)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class LastingOutput:

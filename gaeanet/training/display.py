@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.progress import LiveLine, duration
 
 
@@ -36,7 +37,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._line.say(self._marker + text)
+        self._line.say(self._marker + shown(text))
 
     def step(self, epoch: int, step: int, line: dict[str, Any] | None) -> None:
         """A training step is done; `line` is the newest training line of the log."""

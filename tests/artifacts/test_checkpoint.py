@@ -20,7 +20,7 @@ TENSORS = {"model": {"a": torch.arange(6.0).reshape(2, 3), "n": torch.tensor(3)}
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
-    state = {"best": {"top1_accuracy": 1 / 3}, "classes": ["ä", "b"], "nothing": None}
+    state = {"other": {"top1_accuracy": 1 / 3}, "classes": ["ä", "b\udcfc"], "nothing": None}
     path = checkpoint.save(tmp_path, 12, TENSORS, state)
     assert path.name == "step-000000012"
     tensors, again = checkpoint.load(path)

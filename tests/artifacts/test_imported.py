@@ -128,3 +128,43 @@ def test_each_wrong_file_gets_one_clear_line(gaeanet: Run, tmp_path: Path) -> No
         assert message in result.err
         assert result.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def odd_weights() -> dict[str, tuple[dict[str, torch.Tensor], str]]:
+    whole = dict(network().state_dict())
+
+    def without(*names: str) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in whole.items() if not key.startswith(names)}
+
+    def changed(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {**whole, name: value}
+
+    head = whole["classifier.weight"]
+    return {
+        "no second stem": (without("stem1.1.weight"), "no stem1.1.weight"),
+        "no first stem": (without("stem0."), "no stem0.3.weight"),
+        "no head": (without("classifier"), "no classifier.weight"),
+        "one class": (changed("classifier.weight", head[:1]), "has 1 output"),
+        "no classes": (changed("classifier.weight", head[:0]), "classifier.weight has shape [0,"),
+        "flat head": (changed("classifier.weight", head[0]), "classifier.weight has shape"),
+        "scalar stem": (changed("stem0.3.weight", torch.tensor(1.0)), "stem0.3.weight has shape []"),
+        "odd width": (changed("stem0.3.weight", torch.ones(7, 3, 3, 3)), "init_channels"),
+        "a hole": (without("cells.2."), "no cells.2..."),
+        "no cells": (without("cells."), "no cells.0..."),
+        "cell 20000": (changed("cells.20000.x", head), "no cells."),
+        "cell without end": (changed(f"cells.{'9' * 500}.x", head), "no cells."),
+        "an empty tensor": (changed("cells.0.preprocess0.op.1.weight", torch.ones(0)), "is empty"),
+        "201 cells": ({**whole, **{f"cells.{k}.x": head for k in range(201)}}, "more than 200 cells"),
+    }
+
+
+@pytest.mark.parametrize("name", odd_weights())
+def test_field_report_94_weights_that_lack_something_are_one_line(gaeanet: Run, tmp_path: Path, name: str) -> None:
+    weights, message = odd_weights()[name]
+    torch.save(weights, tmp_path / "odd.pt")
+    for command in (("import", "odd.pt", "out", "--genotype", "gaea-imagenet"), ("evaluate", "odd.pt", "--data", ".")):
+        result = gaeanet(*command)
+        assert result.code == 2
+        assert message in result.err
+        assert result.err.count("\n") == 1
+        assert "Traceback" not in result.err

@@ -3,9 +3,10 @@
 JPEGs, nearly all there is, go through torchvision's decoder (libjpeg-turbo, the same pixels as Pillow's and more than
 twice as fast); what it cannot do, and everything else, goes through Pillow.
 
-Where only a part of a picture is wanted, as in training, a kernel (gaeanet/kernels/jpeg.cpp) decodes nothing else of a
-JPEG of the common kinds, with the same pixels to the last bit. It reads the coded data to their end, so that damage is
-noticed whichever part is asked for; then, as with all that it does not know, the whole is decoded as said above.
+A kernel (gaeanet/kernels/native/jpeg.cpp) decodes JPEGs of the common kinds with the same pixels, bit for bit; where
+only a part of a picture is wanted, as in training, nothing else of it. It reads the coded data to their end, so that
+damage is noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as said above,
+and what libjpeg warns of is damage, on every way alike.
 
 The rules for what is odd:
 
@@ -17,8 +18,9 @@ The rules for what is odd:
   that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
-- Half an image is no image: it is refused, never filled with grey. (A progressive JPEG that lost its last scans but has
-  an end mark is a whole picture, only softer, and cannot be told from one that was saved so.)
+- Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive
+  JPEG that lost its last scans but has an end mark is a whole picture, only softer, and cannot be told from one that
+  was saved so.)
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode
 
-from gaeanet.data.formats import FORMATS
+from gaeanet.data.formats import FORMATS, Unreadable
+from gaeanet.data.images import libjpeg
 from gaeanet.data.images.jpeg import JpegHeader, is_cut_short, read_header
 from gaeanet.errors import GaeanetError
 from gaeanet.kernels.build import OWN, availability
@@ -105,7 +108,7 @@ class Photograph:
         return Pixels(to_pixels(self._data)).region(top, left, height, width) if pixels is None else pixels
 
 
-def opened(data: bytes | NDArray[np.uint8]) -> Picture:
+def opened(data: bytes | NDArray[np.uint8] | Unreadable) -> Picture:
     """The picture of an image file's bytes or of an array (H, W, 3): decoded in parts where that can be done.
 
     Raises:
@@ -118,25 +121,37 @@ def opened(data: bytes | NDArray[np.uint8]) -> Picture:
     return Pixels(to_pixels(data))
 
 
-def to_pixels(data: bytes | NDArray[np.uint8]) -> Tensor:
+def to_pixels(data: bytes | NDArray[np.uint8] | Unreadable) -> Tensor:
     """RGB pixels, uint8 (3, H, W), of an image file's bytes or of an array (H, W, 3).
 
     Raises:
-        ImageError: The bytes hold no image, or only a part of one, or a larger one than is safe.
+        ImageError: There are no bytes, or the bytes hold no image, or only a part of one, or a larger one than is safe.
     """
     if isinstance(data, np.ndarray):
         return torch.from_numpy(data).permute(2, 0, 1)
+    if isinstance(data, Unreadable):
+        raise ImageError(data.reason)
     header = read_header(data)
-    if header and _is_plain(header, data):
+    if header is None:
+        return _through_pillow(data)
+    plain, fault, pixels = _is_plain(header, data), None, None
+    if plain and availability() == OWN:
+        from gaeanet.kernels.pixels import jpeg_region
+
+        pixels = jpeg_region(data, *_central(header.height, header.width))
+        if pixels is not None:
+            return pixels
+    if header.width * header.height <= MAX_PIXELS:
         try:
-            pixels: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        except RuntimeError:
-            pass  # a rarity, or damage: Pillow knows which
-        else:
-            if is_cut_short(data, header, pixels.numpy()):
-                raise ImageError("damaged image: its data end before the last row")
-            return _centre(pixels)
-    return _through_pillow(data)
+            pixels = libjpeg.decode(data, ImageReadMode.RGB if plain else ImageReadMode.UNCHANGED)
+        except libjpeg.Damage as error:
+            fault = f"damaged image: {error}"
+    if plain and pixels is not None:
+        return _centre(pixels)
+    pixels = _through_pillow(data)  # which knows some kinds more, and of some damage what it is
+    if fault:
+        raise ImageError(fault)
+    return pixels
 
 
 def _is_plain(header: JpegHeader, data: bytes) -> bool:
@@ -166,6 +181,7 @@ def _through_pillow(data: bytes) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is MAX_PIXELS
             with _opened(data) as image:
                 _bound(image)
+                _transparent_level(image, data)
                 pixels = torch.from_numpy(np.asarray(_rgb(image)).copy()).permute(2, 0, 1)
     except ImageError:
         raise
@@ -175,14 +191,17 @@ def _through_pillow(data: bytes) -> Tensor:
         raise ImageError(f"too large: {str(error).splitlines()[0]}") from None
     except Exception as error:  # Pillow's plug-ins meet damage with whatever exception is at hand
         raise ImageError(f"damaged image: {(str(error) or type(error).__name__).splitlines()[0]}") from None
-    if (header := read_header(data)) and is_cut_short(data, header, pixels.numpy()):
+    header = read_header(data)
+    if header and header.width * header.height > MAX_PIXELS and is_cut_short(data, header, pixels.numpy()):
         raise ImageError("damaged image: its data end before the last row")
     return _centre(pixels)
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
     # Image.open refuses JPEGs of a size that draft() makes harmless.
-    return JpegImageFile(io.BytesIO(data)) if read_header(data) else Image.open(io.BytesIO(data), formats=list(FORMATS))
+    if read_header(data):
+        return JpegImageFile(io.BytesIO(data))
+    return Image.open(io.BytesIO(_without_text(data)), formats=list(FORMATS))
 
 
 def _bound(image: ImageFile.ImageFile) -> None:
@@ -196,16 +215,69 @@ def _bound(image: ImageFile.ImageFile) -> None:
     image.draft(None, (-(-width // shrink), -(-height // shrink)))  # libjpeg decodes at that scale at once
 
 
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its texts and colour profile: no pixel depends on them, and Pillow reads a megabyte at most."""
+    if not data.startswith(_PNG):
+        return data
+    kept, at = bytearray(_PNG), len(_PNG)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept += data[at:end]
+        at = end
+    return bytes(kept + data[at:])
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _transparent_level(image: Image.Image, data: bytes) -> None:
+    """Scales a PNG's transparent grey or colour as Pillow has scaled its pixels."""
+    level = image.info.get("transparency")
+    if image.format != "PNG" or level is None or isinstance(level, bytes):
+        return
+    depth = data[24]
+    if depth < 8:
+        image.info["transparency"] = level * 255 // (2**depth - 1)
+    elif depth == 16 and isinstance(level, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in level)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    """RGB by the table of modes in docs/data.md."""
     if image.mode.startswith(("I", "F")):
+        level = image.info.get("transparency")
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode.startswith("I") else 1.0 if values.max(initial=0.0) <= 1 else 255.0
-        image = Image.fromarray((values * (255.0 / top) + 0.5).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((values * (255.0 / _top(values, image.mode)) + 0.5).astype(np.uint8))
+        if isinstance(level, int):
+            image.putalpha(Image.fromarray(np.where(values == level, 0, 255).astype(np.uint8)))
+    if image.mode not in _MODES:
+        raise ImageError(f"{image.mode} pixels are not read: save it as RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        if image.mode == "1":
+            level, image = image.info["transparency"], image.convert("L")
+            image.info["transparency"] = level
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"})
+
+
+def _top(values: NDArray[np.float64], mode: str) -> float:
+    """The value of white among pixels of more than 8 bits; raises `ImageError` where that cannot be known."""
+    least, most = values.min(initial=0.0), values.max(initial=0.0)
+    kind = "floating-point" if mode.startswith("F") else "integer"
+    if not np.isfinite(values).all():
+        raise ImageError(f"{kind} pixels that are not finite: save it with 8 or 16 bits a channel")
+    if least < 0 or most > (65535 if kind == "integer" else 255):
+        known = "0 to 65535" if kind == "integer" else "0 to 1 or 0 to 255"
+        raise ImageError(
+            f"{kind} pixels from {least:g} to {most:g}, not {known}: scale them, or save it with 8 or 16 bits a channel"
+        )
+    return 65535.0 if kind == "integer" else 1.0 if most <= 1 else 255.0
 
 
 def oddities(data: bytes) -> list[str]:

@@ -1,8 +1,9 @@
 """What a JPEG says about itself, and whether its coded data reach to its last row.
 
 libjpeg, and so every reader built on it, fills what is missing at the end of the coded data with grey and reports
-success if only an end mark follows. Such a picture ends in exact mid-grey, which is cheap to look for; a photograph may
-end so too, therefore the coded blocks of those few are counted, and those of the few progressive pictures.
+success if only an end mark follows. It warns, which `libjpeg.decode` hears; Pillow, which alone decodes the largest
+pictures, does not. Such a picture ends in exact mid-grey, which is cheap to look for; a photograph may end so too,
+therefore the coded blocks of those few are counted.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 
 _GREY = 128
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
-_SOS, _DHT, _DRI = 0xDA, 0xC4, 0xDD
+_BASELINE, _EXTENDED = 0xC0, 0xC1
+_SOS, _DHT, _DRI, _APP0, _APP14 = 0xDA, 0xC4, 0xDD, 0xE0, 0xEE
 
 
 class JpegHeader(NamedTuple):
@@ -31,7 +32,7 @@ class JpegHeader(NamedTuple):
 
 def read_header(data: bytes) -> JpegHeader | None:
     """The frame header; None where these bytes are no JPEG or end before it."""
-    for marker, start, _ in _segments(data):
+    for marker, start, _ in segments(data):
         if marker in _FRAMES and start + 6 <= len(data):
             height, width = (
                 int.from_bytes(data[start + 1 : start + 3], "big"),
@@ -41,12 +42,28 @@ def read_header(data: bytes) -> JpegHeader | None:
     return None
 
 
+def tidied(data: bytes) -> bytearray:
+    """The same picture without what libjpeg warns of in the segments before its coded data.
+
+    That are bytes between two segments, a JFIF revision that it does not know and an Adobe transform that it does not
+    know; it goes on as if there were none, or those that it does.
+    """
+    frame, header = read_header(data), bytearray(data[:2])
+    for marker, start, end in segments(data):
+        content = bytearray(data[start:end])
+        if marker == _APP0 and content[:5] == b"JFIF\0" and len(content) > 5:
+            content[5] = 1
+        elif marker == _APP14 and content[:5] == b"Adobe" and len(content) > 11 and content[11] > 2:
+            content[11] = 2 if frame and frame.components == 4 else 1
+        header += bytes((0xFF, marker)) + data[start - 2 : start] + content
+        if marker == _SOS:
+            return header + data[end:]
+    return bytearray(data)
+
+
 def is_cut_short(data: bytes, header: JpegHeader, pixels: NDArray[np.uint8]) -> bool:
-    """Whether the coded data end before the picture (3, H, W) does; known where they are Huffman-coded."""
-    if header.coding in (_BASELINE, _EXTENDED):
-        if not (pixels[:, -1, -8:] == _GREY).all():
-            return False
-    elif header.coding != _PROGRESSIVE:  # the few progressive ones are always counted: libjpeg smooths their edges
+    """Whether the coded data end before the picture (3, H, W) does; known of sequential Huffman coding."""
+    if header.coding not in (_BASELINE, _EXTENDED) or not (pixels[:, -1, -8:] == _GREY).all():
         return False
     try:
         return not all(coded >= needed for coded, needed in _coded_blocks(data))
@@ -54,7 +71,7 @@ def is_cut_short(data: bytes, header: JpegHeader, pixels: NDArray[np.uint8]) -> 
         return True  # tables or scans that make no sense: libjpeg made something up
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of each segment's content; of a scan, the content of its header."""
     if data[:2] != b"\xff\xd8":
         return
@@ -77,24 +94,19 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _coded_blocks(data: bytes) -> Iterator[tuple[int, int]]:
-    """For each scan: units (MCUs) that its data hold, and units that the picture needs.
-
-    Of a progressive JPEG only the scans that give each block its mean: those that follow make it sharper.
-    """
+    """For each scan: units (MCUs) that its data hold, and units that the picture needs."""
     tables: dict[int, list[tuple[int, int]]] = {}
-    interval, frame, progressive = 0, b"", False
-    for marker, start, end in _segments(data):
+    interval, frame = 0, b""
+    for marker, start, end in segments(data):
         if marker in _FRAMES:
-            frame, progressive = data[start:end], marker == _PROGRESSIVE
+            frame = data[start:end]
         elif marker == _DRI:
             interval = int.from_bytes(data[start : start + 2], "big")
         elif marker == _DHT:
             while start < end:
                 start = _read_table(data, start, tables)
         elif marker == _SOS:
-            if progressive and not _gives_means(data[start:end]):
-                continue
-            units, needed = _scan(frame, data[start:end], tables, progressive)
+            units, needed = _scan(frame, data[start:end], tables)
             coded = 0
             for part in _entropy_parts(data, end):
                 coded += _count(part, units, min(interval or needed, needed - coded))
@@ -113,14 +125,8 @@ def _read_table(data: bytes, start: int, tables: dict[int, list[tuple[int, int]]
     return symbols
 
 
-def _gives_means(scan: bytes) -> bool:
-    """Whether a progressive scan holds the DC coefficients (band 0), their first bits."""
-    band, approximation = scan[1 + 2 * scan[0]], scan[3 + 2 * scan[0]]
-    return band == 0 and approximation >> 4 == 0
-
-
-def _scan(frame: bytes, scan: bytes, tables: dict[int, Any], dc_only: bool) -> tuple[list[tuple[Any, Any]], int]:
-    """The (DC, AC or None) tables of each block of one unit, and how many units the picture needs."""
+def _scan(frame: bytes, scan: bytes, tables: dict[int, Any]) -> tuple[list[tuple[Any, Any]], int]:
+    """The (DC, AC) tables of each block of one unit, and how many units the picture needs."""
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
     factors = {frame[6 + 3 * k]: divmod(frame[7 + 3 * k], 16) for k in range(frame[5])}
     across, down = max(h for h, _ in factors.values()), max(v for _, v in factors.values())
@@ -132,7 +138,7 @@ def _scan(frame: bytes, scan: bytes, tables: dict[int, Any], dc_only: bool) -> t
     else:
         wide, high = _ceil(width, 8 * across), _ceil(height, 8 * down)
         repeats = [factors[component][0] * factors[component][1] for component, _ in chosen]
-    pairs = [(tables[dc], None if dc_only else tables[0x10 + ac]) for _, (dc, ac) in chosen]
+    pairs = [(tables[dc], tables[0x10 + ac]) for _, (dc, ac) in chosen]
     units = [pair for n, pair in zip(repeats, pairs) for _ in range(n)]
     return units, wide * high
 
@@ -169,7 +175,7 @@ def _count(part: bytes, blocks: list[tuple[Any, Any]], wanted: int) -> int:
                 used += length + extra
                 if used > total:
                     return done
-                if ac is None or (k and symbol == 0):
+                if k and symbol == 0:
                     break
                 k += (symbol >> 4) + 1 if k else 1
         done += 1

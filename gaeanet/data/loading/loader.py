@@ -158,7 +158,7 @@ class _TrainingBatches(_Faithful):
     ) -> tuple[int, Tensor]:
         """An image in place of one that does not decode: the same one for any number of processes."""
         for other in replacements(len(self._source.catalog.train), self._seed, epoch, index):
-            image = self._image(transform, epoch, other, draw, self._source.read("train", other), bad)
+            image = self._image(transform, epoch, other, draw, next(self._source.fetch("train", [other])), bad)
             if image is not None:
                 return other, image
         raise AssertionError("replacements never end")

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from gaeanet.data.formats import IMAGE_SUFFIXES
-from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, write_shards
+from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
+from gaeanet.data.sources.entries import is_hidden, is_image
 from gaeanet.data.sources.folder import FolderSource, read_table, table_of
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.names import inside
+from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
@@ -47,7 +47,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
     if _is_done(destination, facts):
-        print(f"{destination}: already holds all of {location}")
+        print(shown(f"{destination}: already holds all of {location}"))
         return
     sizes = _sizes(source)
     total = int(sum(array.sum() for array in sizes.values()))
@@ -55,9 +55,9 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     counts = (
         f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
     )
-    print(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})")
+    print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
-        print(note)
+        print(shown(note))
     _begin(destination, facts, total)
     partial = destination / _PARTIAL
     try:
@@ -79,7 +79,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     if found.fingerprint != catalog.fingerprint:
         (destination / TABLE).unlink()
         raise RunError(f"{destination}: holds other images too: move them away, or name an empty directory")
-    print(f"wrote {destination}: {counts}")
+    print(shown(f"wrote {destination}: {counts}"))
 
 
 def open_material(location: str) -> Source:
@@ -95,9 +95,12 @@ def open_material(location: str) -> Source:
     val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
         return FolderSource(location)
-    classes = sorted(path.name for path in (images / "train").iterdir() if path.is_dir())
-    flat = flat_folder(val)
-    files = sorted(path.name for path in flat.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    try:
+        classes = sorted(p.name for p in (images / "train").iterdir() if p.is_dir() and not is_hidden(p.name))
+        flat = flat_folder(val)
+        files = sorted(path.name for path in flat.iterdir() if is_image(path.name) and not path.is_dir())
+    except OSError as error:
+        raise RequestError(f"{error.filename}: cannot be listed: {reason(error)}") from None
     if not files or flat.name in classes:
         return FolderSource(location)
     return FolderSource(location, validation_classes(images, files, classes))
@@ -164,7 +167,7 @@ def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Pat
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):
-                assert isinstance(data, bytes)
+                data = readable(data, source.path(split, index))
                 path = inside(destination / split, names.name(index))
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draft.write_bytes(data)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources import order
 from gaeanet.data.sources.archives import members
 from gaeanet.data.sources.index import Arrays, catalog_arrays, write_index
 from gaeanet.data.sources.layout import INDEX
-from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError
 
 SHARD_BYTES = 128 << 20
@@ -89,9 +90,17 @@ def write_shards(
 
 def _contents(source: Source, split: str, indices: NDArray[np.int64]) -> Iterator[bytes]:
     for start in range(0, len(indices), 256):
-        for data in source.fetch(split, indices[start : start + 256].tolist()):
-            assert isinstance(data, bytes)
-            yield data
+        part = indices[start : start + 256].tolist()
+        for index, data in zip(part, source.fetch(split, part)):
+            yield readable(data, source.path(split, index))
+
+
+def readable(data: Contents, path: str) -> bytes:
+    """An image's bytes; raises `RunError` where there are none."""
+    if isinstance(data, Unreadable):
+        raise RunError(f"{path}: {data.reason}")
+    assert isinstance(data, bytes)
+    return data
 
 
 def _keys(source: Source, split: str) -> list[str]:

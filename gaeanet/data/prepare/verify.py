@@ -13,6 +13,7 @@ from gaeanet.data.sources.catalog import check_imagenet_is_whole
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError
 from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.progress import WorkProgress
 
 _CHUNK = 256
@@ -40,11 +41,11 @@ def verify(location: str) -> None:
                 if image.fault:
                     bad.append(f"{image.path}: {image.fault}")
             progress.add(looked)
-    print(f"{location}: {total - len(bad):,} of {total:,} images decode")
+    print(f"{shown(location)}: {total - len(bad):,} of {total:,} images decode")
     for kind, count in sorted(odd.items()):
         print(f"  {count:,} {kind}")
     for line in bad[:_NAMED]:
-        print(f"  {line}")
+        print(f"  {shown(line)}")
     if bad:
         more = f" ({len(bad) - _NAMED} more are not named)" if len(bad) > _NAMED else ""
         raise RunError(

@@ -8,17 +8,19 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
+from gaeanet.data.sources.entries import is_hidden, is_image, passed_over
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.names import shown
 
 
 class Member(NamedTuple):
@@ -80,6 +82,10 @@ def members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[Member
         raise RequestError(f"{name}: cut short, its end mark is missing: download it again")
 
 
+def _is_archive(name: str) -> bool:
+    return name.endswith(".tar") and not any(is_hidden(part) for part in name.removeprefix("./").split("/"))
+
+
 class ArchiveSource(Source):
     """The archives in a directory; a sample's name is `<class>/<file>`.
 
@@ -99,12 +105,12 @@ class ArchiveSource(Source):
         classes = tuple(sorted(train))
         labels = {name: label for label, name in enumerate(classes)}
         with open(self._paths["val"], "rb") as file:
-            found = members(file, 0, self._paths["val"].stat().st_size, str(self._paths["val"]))
-            val = {os.path.basename(member.name): member for member in found}
+            where = str(self._paths["val"])
+            val = self._by_name(members(file, 0, self._paths["val"].stat().st_size, where), where, is_image)
         known = validation_classes(root, sorted(val), classes)
         check_classes(classes, sorted(set(known.values())), str(self._paths["val"]))
         ordered = {
-            "train": [(f"{name}/{os.path.basename(m.name)}", m) for name in classes for m in sorted(train[name])],
+            "train": [(f"{name}/{file}", m) for name in classes for file, m in sorted(train[name].items())],
             "val": sorted((f"{known[file]}/{file}", member) for file, member in val.items()),
         }
         splits = {
@@ -118,17 +124,38 @@ class ArchiveSource(Source):
             for split, pairs in ordered.items()
         }
 
-    def _train_members(self) -> dict[str, list[Member]]:
+    def _train_members(self) -> dict[str, dict[str, Member]]:
+        """The images of each class by their names."""
         path = self._paths["train"]
         with open(path, "rb") as file:
             outer = members(file, 0, path.stat().st_size, str(path))
-            archives = [member for member in outer if member.name.endswith(".tar")]
-            return {
-                os.path.basename(archive.name)[: -len(".tar")]: list(
-                    members(file, archive.offset, archive.size, f"{archive.name} in {path}")
-                )
-                for archive in archives
-            }
+            archives = self._by_name(outer, str(path), _is_archive)
+            classes = {}
+            for name, archive in archives.items():
+                where = f"{shown(archive.name)} in {path}"
+                images = self._by_name(members(file, archive.offset, archive.size, where), where, is_image)
+                classes[name.removesuffix(".tar")] = images
+        return classes
+
+    def _by_name(self, found: Iterable[Member], where: str, wanted: Callable[[str], bool]) -> dict[str, Member]:
+        """Those that are wanted, by their names without folders; the others are noted, but for hidden ones.
+
+        Raises:
+            RequestError: Two have one name.
+        """
+        kept: dict[str, Member] = {}
+        others = []
+        for member in found:
+            name = os.path.basename(member.name)
+            if wanted(member.name):
+                if name in kept:
+                    raise RequestError(f"{where}: holds two files called {shown(name)}: download it again")
+                kept[name] = member
+            elif not any(is_hidden(part) for part in member.name.removeprefix("./").split("/")):
+                others.append(member.name)
+        if others:
+            self.notes.append(passed_over(where, others, "file that does not belong there", "files that do not"))
+        return kept
 
     def read(self, split: str, index: int) -> bytes:
         offset, size = self._where[split][index].tolist()

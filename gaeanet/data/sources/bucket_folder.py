@@ -9,7 +9,6 @@ removed elsewhere are noticed when they are read, for length and digest are comp
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -19,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
-from gaeanet.data.sources.folder import passed_over
+from gaeanet.data.sources.entries import is_hidden, is_image, passed_over
 from gaeanet.data.sources.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
 from gaeanet.data.sources.layout import holds_images, split_folder
 from gaeanet.data.sources.source import Source
@@ -192,7 +190,7 @@ class BucketFolderSource(Source):
         return path
 
     def _class_folders(self, folder: str) -> list[str]:
-        return [name for name in self._client.folders(folder) if not name.startswith(".")]
+        return [name for name in self._client.folders(folder) if not is_hidden(name)]
 
     def _list_split(
         self, folder: str, table: list[str], notes: list[str]
@@ -258,12 +256,7 @@ def _some_labels(counts: NDArray[np.int64]) -> list[int]:
 
 def _images(entries: list[Entry]) -> list[Entry]:
     """Those that are taken for images, as on disk: by suffix, nothing hidden; in the order of their names."""
-    return sorted(
-        entry
-        for entry in entries
-        if os.path.splitext(entry.key)[1].lower() in IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in entry.key.split("/"))
-    )
+    return sorted(entry for entry in entries if is_image(entry.key))
 
 
 def _digests(entries: list[Entry]) -> NDArray[np.uint8]:

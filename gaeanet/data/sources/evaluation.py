@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gaeanet.config.data import Data, describe_minival
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.catalog import Catalog, Split, check_table, imagenet_wnids
-from gaeanet.data.sources.folder import images_under
+from gaeanet.data.sources.entries import identity, images_under, is_hidden, read_image
+from gaeanet.data.sources.folder import read_or_not
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
 from gaeanet.data.sources.open import GENERATED_MARGIN, open_location
-from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.source import Contents, Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError, RunError, did_you_mean, reason
@@ -36,8 +37,12 @@ class EvaluationFolder(Source):
         self.location, self._root = location, root
         self.notes: list[str] = []
         numbers = {name: label for label, name in enumerate(classes)}
-        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-        images = {name: sorted(images_under(root / name)) for name in folders}
+        try:
+            entries = list(root.iterdir())
+        except OSError as error:
+            raise RequestError(f"{root}: cannot be listed: {reason(error)}") from None
+        folders = sorted(p.name for p in entries if p.is_dir() and not is_hidden(p.name))
+        images = {name: sorted(images_under(root / name, entered={identity(root)})) for name in folders}
         found = [name for name in folders if images[name]]
         if unknown := [name for name in found if name not in numbers]:
             raise RequestError(
@@ -54,9 +59,12 @@ class EvaluationFolder(Source):
     def read(self, split: str, index: int) -> bytes:
         path = Path(self.path(split, index))
         try:
-            return path.read_bytes()
+            return read_image(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        return (read_or_not(self.path(split, index)) for index in indices)
 
     def path(self, split: str, index: int) -> str:
         return str(self._root / self.catalog.split(split).name(index))

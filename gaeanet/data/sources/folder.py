@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gaeanet.data.formats import IMAGE_SUFFIXES
+from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_table
+from gaeanet.data.sources.entries import identity, images_under, is_directory, is_hidden, passed_over, read_image
 from gaeanet.data.sources.layout import (
     ARCHIVES,
     TABLE,
@@ -23,7 +24,7 @@ from gaeanet.data.sources.layout import (
     meant_instead,
     split_folder,
 )
-from gaeanet.data.sources.source import Source
+from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError, reason
 
 
@@ -79,7 +80,8 @@ class FolderSource(Source):
         folders, passed = [], []
         with _listing(path) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or not entry.is_dir() or next(images_under(entry.path), None) is None:
+                above = {identity(path)}  # a link that leads back here is no class
+                if is_hidden(entry.name) or not is_directory(entry) or not any(images_under(entry.path, entered=above)):
                     passed.append(entry.name)
                 else:
                     folders.append(entry.name)
@@ -92,7 +94,7 @@ class FolderSource(Source):
         samples = Split.of(
             (image, label)
             for label, name in enumerate(classes)
-            for image in sorted(images_under(root / name, f"{name}/", passed.append))
+            for image in sorted(images_under(root / name, f"{name}/", passed.append, entered={identity(root)}))
         )
         if passed:
             self.notes.append(
@@ -104,10 +106,13 @@ class FolderSource(Source):
         """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
         path = self.path(split, index)
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return read_image(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        """Many samples; a file that cannot be read, which may be one of a million, does not end it."""
+        return (read_or_not(self.path(split, index)) for index in indices)
 
     def size(self, split: str, index: int) -> int:
         path = self.path(split, index)
@@ -127,18 +132,12 @@ class FolderSource(Source):
 def _splits(root: Path) -> dict[str, Path]:
     """Directory of each split; where one is missing, the refusal names the directory that may have been meant."""
     with _listing(root) as entries:
-        names = {entry.name for entry in entries if entry.is_dir()}
+        names = {entry.name for entry in entries if is_directory(entry)}
     try:
         return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
     except RequestError as error:
         meant = None if holds_images(names) else meant_instead(root)
         raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
-
-
-def passed_over(where: str, names: Sequence[str], one: str, many: str) -> str:
-    """A note on what is not used, with a few of the names; `one` and `many` say what these are."""
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{where}: passed over {len(names)} {one if len(names) == 1 else many} ({shown})"
 
 
 def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
@@ -184,27 +183,16 @@ def check_against(table: Mapping[str, Any], catalog: Catalog, where: str) -> Non
                 )
 
 
+def read_or_not(path: str) -> bytes | Unreadable:
+    """The bytes of an image file, or why there are none."""
+    try:
+        return read_image(path)
+    except OSError as error:
+        return Unreadable(f"cannot be read: {reason(error)}")
+
+
 def _listing(path: str | Path) -> os._ScandirIterator[str]:
     try:
         return os.scandir(path)
     except OSError as error:
         raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
-
-
-def images_under(folder: str | Path, prefix: str = "", passed: Callable[[str], object] = bool) -> Iterator[str]:
-    """Paths, relative to `folder`, of the images in it and in the folders below it.
-
-    Args:
-        prefix: What the paths begin with.
-        passed: Is told of every file that is no image by its name.
-    """
-    with _listing(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from images_under(entry.path, f"{prefix}{entry.name}/", passed)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield prefix + entry.name
-            else:
-                passed(prefix + entry.name)

@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gaeanet.data.sources.catalog import imagenet_wnids
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.names import shown
 
 _DEVKIT = re.compile(r"(^|/)ILSVRC20\d\d_(devkit|bbox_train)[^/]*$")
 _KAGGLE = "LOC_val_solution.csv"
@@ -49,12 +50,44 @@ def _from_kaggle(root: Path, files: Sequence[str]) -> dict[str, str]:
     path = next((path for path in (root / _KAGGLE, *(p / _KAGGLE for p in root.parents[:4])) if path.is_file()), None)
     if path is None:
         return {}
-    with open(path, newline="", encoding="utf-8") as file:
-        classes = {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    classes = _kaggle_rows(path)
     missing = [name for name in files if name.rsplit(".", 1)[0] not in classes]
     if missing:
         raise RequestError(f"{path}: has no line for {missing[0]} ({len(missing)} of {len(files)} files)")
     return {name: classes[name.rsplit(".", 1)[0]] for name in files}
+
+
+def _kaggle_rows(path: Path) -> dict[str, str]:
+    """The class of each image in Kaggle's list, however a spreadsheet has saved it."""
+    classes: dict[str, str] = {}
+    try:
+        # A mark of the byte order at its start, line ends of any kind, and semicolons are what spreadsheets make of it.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        header = lines[0] if lines else ""
+        rows = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+        for number, row in enumerate(rows, 1):
+            cells = [cell.strip() for cell in row]
+            if number == 1:
+                if cells[:2] != ["ImageId", "PredictionString"]:
+                    raise RequestError(f"{path}, line 1: must be ImageId,PredictionString, is {shown(header[:60])}")
+            elif any(cells):
+                words = cells[1].split() if len(cells) > 1 else []
+                if not cells[0] or not words:
+                    raise RequestError(
+                        f"{path}, line {number}: needs an image and its class, has {shown(str(row)[:60])}"
+                    )
+                if classes.setdefault(cells[0], words[0]) != words[0]:
+                    raise RequestError(f"{path}, line {number}: {shown(cells[0])} has another class before")
+    except UnicodeDecodeError as error:
+        number = error.object[: error.start].count(b"\n") + 1
+        raise RequestError(f"{path}, line {number}: not UTF-8: save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise RequestError(f"{path}, line {rows.line_num}: not CSV: {reason(error)}") from None
+    except OSError as error:
+        raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
+    if not classes:
+        raise RequestError(f"{path}, line 1: holds no images")
+    return classes
 
 
 def _from_devkit(root: Path, files: Sequence[str]) -> dict[str, str]:
@@ -67,7 +100,11 @@ def _from_devkit(root: Path, files: Sequence[str]) -> dict[str, str]:
             synsets = _synsets(name, content)
     if not truth or not synsets:
         return {}
-    numbers = [int(line) for line in truth.split()]
+    numbers = []
+    for number, line in enumerate(_lines(where, truth), 1):
+        if not line.strip().isdecimal() or len(line.strip()) > 9:
+            raise RequestError(f"{where}, line {number}: must be a class's number, is {shown(line[:60])!r}")
+        numbers.append(int(line))
     if len(numbers) != len(files):
         raise RequestError(f"{where}: {len(numbers)} lines for {len(files)} validation images in {root}")
     if unknown := sorted(set(numbers) - set(synsets)):
@@ -94,11 +131,25 @@ def _devkit_files(root: Path) -> Iterator[tuple[str, bytes]]:
                 yield str(path), path.read_bytes()
 
 
+def _lines(name: str, content: bytes) -> list[str]:
+    """The lines of a table, but for empty ones at its end."""
+    try:
+        return content.decode("utf-8-sig").rstrip().splitlines()
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        raise RequestError(f"{name}, line {number}: not text in UTF-8") from None
+
+
 def _synsets(name: str, content: bytes) -> dict[int, str]:
     """The devkit's class numbers as WordNet ids."""
     if name.endswith(".txt"):  # "n02119789 1 kit_fox"
-        rows = [line.split() for line in content.decode().splitlines() if line.strip()]
-        return {int(row[1]): row[0] for row in rows}
+        table = {}
+        for number, line in enumerate(_lines(name, content), 1):
+            row = line.split()
+            if len(row) < 2 or not row[1].isdecimal() or len(row[1]) > 9:
+                raise RequestError(f"{name}, line {number}: must be a class and its number, is {shown(line[:60])!r}")
+            table[int(row[1])] = row[0]
+        return table
     try:
         scipy_io = importlib.import_module("scipy.io")
     except ImportError:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from gaeanet.data.sources.entries import is_hidden
 from gaeanet.errors import RequestError
 
 INDEX = "index.safetensors"
@@ -58,7 +59,7 @@ def images_root(root: Path) -> Path:
 
 def flat_folder(val: Path) -> Path:
     """The folder that directly holds the validation images: `val` itself or the only folder in it."""
-    inside = [path for path in val.iterdir() if not path.name.startswith(".")]
+    inside = [path for path in val.iterdir() if not is_hidden(path.name)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else val
 
 
@@ -74,6 +75,6 @@ def meant_instead(root: Path) -> Path | None:
 
 def _names(path: Path) -> set[str]:
     try:
-        return {entry.name for entry in path.iterdir() if not entry.name.startswith(".")}
+        return {entry.name for entry in path.iterdir() if not is_hidden(entry.name)}
     except OSError:
         return set()

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources import order
 from gaeanet.data.sources.catalog import Catalog
 
-Contents = bytes | NDArray[np.uint8]
-"""An image file's bytes, or pixels (H, W, 3)."""
+Contents = bytes | NDArray[np.uint8] | Unreadable
+"""An image file's bytes, or pixels (H, W, 3); or why there are none."""
 
 
 class Source(ABC):

@@ -132,7 +132,7 @@ def test_field_report_28_half_an_image_is_never_a_half_grey_picture() -> None:
 
 def test_field_report_28_no_format_is_read_by_halves() -> None:
     photo = Image.fromarray(np.random.default_rng(5).integers(0, 255, (60, 80, 3), dtype=np.uint8))
-    for kind in ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000"):
+    for kind in ("PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"):
         whole = encoded(photo, kind)
         to_pixels(whole)
         for share in (0.3, 0.6, 0.95):
