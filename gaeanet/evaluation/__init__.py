@@ -1,1 +1,1 @@
-"""Counting what a network gets right, and how far the numbers can be trusted."""
+"""Evaluation of networks on labelled images, with confidence intervals."""

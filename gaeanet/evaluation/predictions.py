@@ -1,4 +1,4 @@
-"""What networks say about each image of a split: the one thing that every number and picture after training needs."""
+"""Predictions of networks for each image of a split, from which all metrics and plots after training are made."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gaeanet.runtime.processes import Processes
 
 
 class Predictions(NamedTuple):
-    """One network's guesses for n images, in the order of the split.
+    """One network's predictions for n images, in the order of the split.
 
     Attributes:
         labels: True classes, int64 (n,).
-        guesses: The first five classes (or all, with fewer), best first, int64 (n, k).
-        confidence: Probability of the first guess, float64 (n,).
+        guesses: The five most probable classes (or all, if fewer), best first, int64 (n, k).
+        confidence: Probability of the first of them, float64 (n,).
         losses: Cross-entropy, float32 (n,).
     """
 
@@ -52,14 +52,14 @@ class Predictions(NamedTuple):
         return float(exact_sum(torch.from_numpy(self.losses)).item() / len(self.losses)) if len(self.losses) else np.nan
 
 
-def batches_of(count: int, batch: int, parts: int = 1) -> list[range]:
-    """The ranges of samples that `parts` processes, each with one contiguous share, took as batches in training.
+def batches_of(count: int, batch: int, shards: int = 1) -> list[range]:
+    """The ranges of samples that `shards` processes, each with a contiguous shard, had as batches in training.
 
-    Cut alike, every image meets the same neighbours again, so that not even rounding differs.
+    With the same batches every image has the same neighbours, so that results are bit-exact.
     """
     ranges = []
-    for part in range(parts):
-        bounds = share(count, part, parts)
+    for number in range(shards):
+        bounds = share(count, number, shards)
         ranges += [range(k, min(k + batch, bounds.stop)) for k in range(bounds.start, bounds.stop, batch)]
     return ranges
 
@@ -72,29 +72,29 @@ def predict_split(
     processes: Processes,
     *,
     batch: int,
-    parts: int = 1,
+    shards: int = 1,
     workers: int = 0,
 ) -> list[Predictions]:
-    """What each network, in evaluation mode and float32, says about the validation split; the processes share the work.
+    """Predictions of each network on the validation split, in evaluation mode and float32, sharded over processes.
 
     Args:
-        batch: Images at once.
-        parts: Processes that the batches are cut for; see `batches_of`.
+        batch: Images of a batch.
+        shards: Number of processes that the batches reproduce; see `batches_of`.
     """
     device, count = processes.device, len(source.catalog.val)
-    ranges = batches_of(count, batch, parts)[processes.rank :: processes.world_size]
+    ranges = batches_of(count, batch, shards)[processes.rank :: processes.world_size]
     k = min(5, len(source.catalog.classes))
     # Each image belongs to one process; the others' zeros add nothing.
     guesses = torch.zeros((len(networks), count, k), dtype=torch.int64, device=device)
     numbers = torch.zeros((len(networks), count, 2), dtype=torch.float32, device=device)
-    for found in picked_batches(source, "val", transform, ranges, workers=workers):
-        place = slice(ranges[found.step].start, ranges[found.step].stop)
-        images, labels = normalize(found.images.to(device)), found.labels.to(device)
+    for loaded in picked_batches(source, "val", transform, ranges, workers=workers):
+        samples = slice(ranges[loaded.step].start, ranges[loaded.step].stop)
+        images, labels = normalize(loaded.images.to(device)), loaded.labels.to(device)
         for number, network in enumerate(networks):
             logits = network(images)
-            guesses[number, place] = logits.topk(k, dim=1).indices
-            numbers[number, place, 0] = logits.softmax(1).amax(1)
-            numbers[number, place, 1] = F.cross_entropy(logits, labels, reduction="none")
+            guesses[number, samples] = logits.topk(k, dim=1).indices
+            numbers[number, samples, 0] = logits.softmax(1).amax(1)
+            numbers[number, samples, 1] = F.cross_entropy(logits, labels, reduction="none")
     processes.sum(guesses)
     processes.sum(numbers)
     labels_of_all = source.catalog.val.labels.astype(np.int64)

@@ -1,4 +1,4 @@
-"""`gaeanet evaluate`: numbers for a trained network, with how far they can be trusted."""
+"""`gaeanet evaluate`: metrics of a trained network, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from gaeanet.runtime.processes import Processes
 from gaeanet.runtime.strict_json import dumps
 
 PREFIX = {"raw": "", "ema": "ema_"}
-"""How the log tells the two kinds of weights apart."""
+"""The prefix of a metric's name in the log, by kind of weights."""
 TITLES = {"raw": "raw", "ema": "EMA"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to evaluate; None is as in the network's own training.
+    """How to evaluate; None keeps the setting of the network's own training.
 
     Attributes:
-        kinds: Kinds of weights to count.
+        kinds: Kinds of weights to evaluate.
         image_size: Side of the crop in pixels.
-        crop_share: Share of the resized image that the crop shows.
-        batch: Images at once.
+        crop_share: Fraction of the resized image that the crop shows.
+        batch: Images of a batch.
         workers: Processes that prepare images.
     """
 
@@ -52,27 +52,27 @@ def transform_for(trained: Trained, options: Options) -> ValidationTransform:
 
 
 def predictions_of(trained: Trained, source: Source, options: Options, processes: Processes) -> dict[str, Predictions]:
-    """What each kind of weights says about the images, by kind."""
+    """The predictions of each kind of weights for the images, by kind."""
     hp = trained.hyperparameters
     networks = [trained.network(kind, processes.device) for kind in options.kinds]
-    found = predict_split(
+    predictions = predict_split(
         networks,
         source,
         transform_for(trained, options),
         processes,
         batch=options.batch or min(hp.global_batch_size, 256),
-        # As the run cut them; with other batches there is nothing to reproduce.
-        parts=int(trained.state.get("world_size") or 1) if options.batch is None else processes.world_size,
+        # The run's own batches; with another batch size there is nothing to reproduce.
+        shards=int(trained.state.get("world_size") or 1) if options.batch is None else processes.world_size,
         workers=usable_workers(options.workers),
     )
-    return dict(zip(options.kinds, found))
+    return dict(zip(options.kinds, predictions))
 
 
 def score(predictions: Predictions, prefix: str = "", real: list[list[int]] | None = None) -> dict[str, Any]:
-    """One network's numbers, named as in the log; accuracies and intervals in percent.
+    """One network's metrics, named as in the log; accuracies and intervals in percent.
 
     Args:
-        real: The ReaL labels of each image; those without any do not count.
+        real: The ReaL labels of each image; images without any are left out.
     """
     count = len(predictions.labels)
     numbers: dict[str, Any] = {"loss": predictions.loss}
@@ -100,15 +100,15 @@ def _accuracy(name: str, right: int, count: int) -> dict[str, Any]:
 def per_class(
     predictions: dict[str, Predictions], classes: Sequence[str], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each class: images, accuracy by kind of weights, and what it is most often taken for."""
+    """A row for each class: images, accuracy by kind of weights, and the class it is most often confused with."""
     rows = []
     for label, (key, name) in enumerate(zip(classes, names)):
         mine = next(iter(predictions.values())).labels == label
         row: dict[str, Any] = {"index": label, "class": key, "name": name, "count": int(mine.sum())}
-        for kind, found in predictions.items():
-            right = int(found.correct[mine].sum())
+        for kind, predicted in predictions.items():
+            right = int(predicted.correct[mine].sum())
             row |= _accuracy(f"{PREFIX[kind]}top1", right, row["count"])
-            wrong = found.guesses[mine & ~found.correct, 0]
+            wrong = predicted.guesses[mine & ~predicted.correct, 0]
             taken = np.bincount(wrong, minlength=len(classes))
             row[f"{PREFIX[kind]}taken_for"] = classes[int(taken.argmax())] if len(wrong) else None
             row[f"{PREFIX[kind]}taken_for_count"] = int(taken.max()) if len(wrong) else 0
@@ -117,7 +117,7 @@ def per_class(
 
 
 def confusions(predictions: Predictions, limit: int) -> list[tuple[int, int, int]]:
-    """The pairs (true class, guessed class, images) confused most often, at most `limit`."""
+    """The most frequent confusions (true class, predicted class, images), at most `limit`."""
     wrong = ~predictions.correct
     pairs, counts = np.unique(
         np.stack([predictions.labels[wrong], predictions.guesses[wrong, 0]], axis=1), axis=0, return_counts=True
@@ -136,11 +136,11 @@ def evaluate_trained(
     other: Trained | None = None,
     with_classes: bool = False,
 ) -> dict[str, Any]:
-    """Everything that `gaeanet evaluate` says, in plain values; all processes of a group must call this.
+    """The results of `gaeanet evaluate` as plain values; all processes of a group must call this.
 
     Args:
         other: A network to compare with, on the same images, each with its own transform.
-        with_classes: Whether to give the table of classes.
+        with_classes: Whether to include the table of classes.
     """
     transform, hp = transform_for(trained, options), trained.hyperparameters
     predictions = predictions_of(trained, source, options, processes)
@@ -164,8 +164,8 @@ def evaluate_trained(
         "notes": list(notes),
         "count": len(source.catalog.val),
     }
-    for kind, found in predictions.items():
-        facts |= score(found, PREFIX[kind], real)
+    for kind, predicted in predictions.items():
+        facts |= score(predicted, PREFIX[kind], real)
     names = trained.display_names if trained.classes else source.catalog.class_names
     if with_classes:
         facts["per_class"] = per_class(predictions, source.catalog.classes, names)
@@ -203,13 +203,13 @@ def to_json(facts: dict[str, Any]) -> str:
 
 
 def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
-    """The values for people, line by line."""
+    """The values as text, line by line."""
     marker = " [generated images]" if facts["generated"] else ""
     yield f"{facts['checkpoint']} (cell {facts['cell']})"
     held_out = f", {describe_minival(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
     yield f"{facts['count']:,} images of {facts['data']}{held_out}{marker}, {facts['device']}"
     yield f"shorter side to {facts['resize']}, centre {facts['image_size']} x {facts['image_size']}"
-    yield from (f"not as in the run: {words}" for words in facts["changed"])
+    yield from (f"not as in the run: {change}" for change in facts["changed"])
     yield from facts["notes"]
     yield ""
     yield f"{'':<20}" + "".join(f"{TITLES[kind]:<28}" for kind in kinds).rstrip()
@@ -237,7 +237,7 @@ def _cell(facts: dict[str, Any], name: str) -> str:
 
 
 def _class_table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> Iterator[str]:
-    """Worst class first, by the last kind of weights."""
+    """The table of classes, worst first by the last kind of weights."""
     last = PREFIX[kinds[-1]]
     width = min(40, max(len(row["name"]) for row in rows))
     yield f"{'class':<{width}}  images  " + "  ".join(f"{TITLES[kind] + ' top-1':>9}" for kind in kinds) + "  taken for"

@@ -1,4 +1,4 @@
-"""What counts say and how far they can be trusted: intervals, calibration, paired tests. NumPy only."""
+"""Statistics of classification results: confidence intervals, calibration, paired tests. NumPy only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Z95 = 1.959963984540054
 
 
 def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share, both ends in 0..1; it holds its level also near 0 and 1.
+    """Wilson's interval (1927) of a proportion, both ends in 0..1; its coverage holds near 0 and 1 too.
 
     Returns NaNs for no trials.
     """
     if trials == 0:
         return math.nan, math.nan
-    share = successes / trials
+    proportion = successes / trials
     scale = 1 + z * z / trials
-    middle = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    middle = (proportion + z * z / (2 * trials)) / scale
+    half = z / scale * math.sqrt(proportion * (1 - proportion) / trials + z * z / (4 * trials * trials))
     low = 0.0 if successes == 0 else max(0.0, middle - half)
     high = 1.0 if successes == trials else min(1.0, middle + half)
     return low, high
@@ -32,25 +32,25 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): mean of |accuracy - confidence| over bins.
 
     Args:
-        confidence: Probability of the first guess, (n,) in 0..1.
+        confidence: Probability of the most probable class, (n,) in 0..1.
         correct: Whether it was right, (n,).
-        bins: Equal parts of 0..1.
+        bins: Number of equal bins of 0..1.
     """
     if len(confidence) == 0:
         return math.nan
-    place = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=correct - confidence.astype(np.float64), minlength=bins)
+    index = np.clip(np.ceil(confidence.astype(np.float64) * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(index, weights=correct - confidence.astype(np.float64), minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 class Paired(NamedTuple):
-    """Two classifiers on the same images.
+    """The comparison of two classifiers on the same images.
 
     Attributes:
-        both, only_first, only_second, neither: Images that they get right.
+        both, only_first, only_second, neither: Images that they classify correctly.
         difference: Accuracy of the second minus that of the first, in 0..1, with the 95 % `interval`.
-        p_value: Of McNemar's exact test, two-sided: how likely so uneven a split of the images that only one of them
-            gets right would be if both were equally good.
+        p_value: Of McNemar's exact test, two-sided: the probability, if both were equally good, of a split at least as
+            uneven of the images that only one of them classifies correctly.
     """
 
     both: int
@@ -84,7 +84,7 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
 
 
 def _two_sided(fewer: int, trials: int) -> float:
-    """Probability that a fair coin, thrown `trials` times, falls at least as unevenly as `fewer` to the rest."""
+    """Probability that `trials` tosses of a fair coin split at least as unevenly as `fewer` to the rest."""
     if trials == 0:
         return 1.0
     whole = math.lgamma(trials + 1) - trials * math.log(2)

@@ -1,6 +1,6 @@
-"""The kernels in PyTorch's automatic differentiation.
+"""Autograd functions of the kernels.
 
-Activated maps are not kept for the backward pass but made again.
+Activated maps are not saved for the backward pass but recomputed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gaeanet.kernels.maps import Window
 
 
 class BatchNorm(torch.autograd.Function):
-    """Batch norm in training; the module's running statistics move on."""
+    """Batch norm in training; updates the module's running statistics."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -41,8 +41,8 @@ class ConvolutionUnits(torch.autograd.Function):
     """Units of activation, depthwise convolution, 1x1 convolution, batch norm in training, one or more in turn.
 
     Weights are four a unit: of the depthwise convolution (None where the first unit has none), of the 1x1 convolution,
-    of batch norm, and its bias. What is kept of a unit is what its 1x1 convolution and its batch norm were given; batch
-    norm's own output is made again where the next unit needs it, as are activated maps.
+    of batch norm, and its bias. Saved of a unit are the inputs of its 1x1 convolution and its batch norm; batch norm's
+    output is recomputed where the next unit needs it, as are activated maps.
     """
 
     @staticmethod
@@ -55,7 +55,7 @@ class ConvolutionUnits(torch.autograd.Function):
         *weights: Tensor | None,
     ) -> Tensor:
         given, affine = maps.channels_last(x), None
-        kept: list[Tensor | None] = [given]
+        saved: list[Tensor | None] = [given]
         for unit, (window, norm) in enumerate(zip(windows, norms)):
             depthwise, pointwise, weight, bias = weights[4 * unit : 4 * unit + 4]
             assert pointwise is not None
@@ -63,8 +63,8 @@ class ConvolutionUnits(torch.autograd.Function):
             if depthwise is not None and window is not None:
                 inner, remaining = maps.depthwise(given, affine, depthwise, activation, window), 0
             given, statistics, affine = maps.pointwise(inner, pointwise, weight, bias, norm, remaining)
-            kept += [None if depthwise is None else inner, given, statistics, affine]
-        ctx.save_for_backward(*kept, *weights)
+            saved += [None if depthwise is None else inner, given, statistics, affine]
+        ctx.save_for_backward(*saved, *weights)
         ctx.activation, ctx.windows = activation, windows
         assert affine is not None
         return maps.scaled_and_shifted(given, affine)
@@ -72,12 +72,12 @@ class ConvolutionUnits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count, saved = len(ctx.windows), ctx.saved_tensors  # read once: checkpointed cells are made again by it
-        kept, weights = saved[: 1 + 4 * count], saved[1 + 4 * count :]
+        count, saved = len(ctx.windows), ctx.saved_tensors  # read once: this recomputes checkpointed cells
+        inputs, weights = saved[: 1 + 4 * count], saved[1 + 4 * count :]
         gradients: list[Tensor | None] = []
         for unit in reversed(range(count)):
-            inner, mixed, statistics, _ = kept[1 + 4 * unit : 5 + 4 * unit]
-            given, affine = (kept[4 * unit - 2], kept[4 * unit]) if unit else (kept[0], None)
+            inner, mixed, statistics, _ = inputs[1 + 4 * unit : 5 + 4 * unit]
+            given, affine = (inputs[4 * unit - 2], inputs[4 * unit]) if unit else (inputs[0], None)
             depthwise, pointwise, weight, _ = weights[4 * unit : 4 * unit + 4]
             learns = ctx.needs_input_grad[_BEFORE_WEIGHTS + 4 * unit + 1]
             behind, remaining = (given, ctx.activation) if depthwise is None else (inner, 0)
@@ -93,9 +93,9 @@ class ConvolutionUnits(torch.autograd.Function):
 
 
 class Gated(torch.autograd.Function):
-    """A map times a gate for each channel of each image, which `gate` makes of the channels' means (N, C, 1, 1).
+    """A map times a gate for each channel of each image, which `gate` computes from the channels' means (N, C, 1, 1).
 
-    The parameters of `gate` come along for the sake of their gradients.
+    The parameters of `gate` are arguments so that they receive gradients.
     """
 
     @staticmethod
@@ -112,17 +112,19 @@ class Gated(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, means, factors), parameters = ctx.saved_tensors, ctx.parameters
         grad = maps.channels_last(grad)
-        with torch.enable_grad():  # these are a handful of numbers: PyTorch works them out again
+        with torch.enable_grad():  # a handful of numbers: PyTorch recomputes them
             means = means.detach().requires_grad_()
             wanted = [p for p in parameters if p.requires_grad]
-            of_means, *found = torch.autograd.grad(ctx.gate(means), [means, *wanted], maps.sums_over_pixels(grad, x))
-        gradients = iter(found)
+            of_means, *of_wanted = torch.autograd.grad(
+                ctx.gate(means), [means, *wanted], maps.sums_over_pixels(grad, x)
+            )
+        gradients = iter(of_wanted)
         of_parameters = [next(gradients) if p.requires_grad else None for p in parameters]
         return maps.scaled_images(grad, factors, of_means / (x.shape[2] * x.shape[3])), None, *of_parameters
 
 
 class Quarters(torch.autograd.Function):
-    """What a `FactorizedReduce` reads: ReLU of every other pixel of every other row, from the first and the second on.
+    """The inputs of `FactorizedReduce`: ReLU of every other pixel of every other row, from the first and the second on.
 
     The latter has zeros where an odd map has no pixel.
     """

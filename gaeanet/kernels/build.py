@@ -1,7 +1,7 @@
 """Compiles the kernels with the system's C++ compiler when they are first needed, and loads them.
 
-The library lies in the user's cache directory under a name made of all that it depends on: sources, compiler, flags,
-processor, and the OpenMP runtime. Builders do not meet: each compiles into a file of its own and renames it.
+The library is in the user's cache directory under a hash of all that it depends on: sources, compiler, flags,
+processor, and the OpenMP runtime. Concurrent builds are safe: each compiles into its own file and renames it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _HERE = Path(__file__).parent / "native"
 
 
 class Unavailable(Exception):
-    """The kernels cannot be had here; the message says why in a few words."""
+    """The kernels are not available here; the message gives the reason in a few words."""
 
 
 @cache
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL:
     """The kernels, compiled now (some seconds) if this machine has not compiled them before.
 
     Raises:
-        Unavailable: There is no compiler, or what it makes does not compile or load.
+        Unavailable: There is no compiler, or the library does not compile or load.
     """
     compiler = _compiler()
     runtime = _openmp_runtime()
@@ -58,17 +58,17 @@ def library() -> ctypes.CDLL:
         complaint = next((line for line in error.stderr.splitlines() if "error" in line), "it gave no reason")
         raise Unavailable(f"the C++ compiler failed: {complaint.strip()}") from None
     except OSError as error:
-        path.unlink(missing_ok=True)  # a damaged file is made anew next time
+        path.unlink(missing_ok=True)  # a damaged file is rebuilt next time
         raise Unavailable(f"they do not load: {error}") from None
 
 
 OWN = "own kernels"
-"""What `availability` and `accelerate` say where the kernels can be had."""
+"""The message of `availability` and `accelerate` where the kernels are available."""
 
 
 @cache
 def availability() -> str:
-    """Whether the kernels can be had here, as a sentence; the first call on a machine compiles them."""
+    """A message on whether the kernels are available here; the first call on a machine compiles them."""
     try:
         library()
     except Unavailable as error:
@@ -77,15 +77,15 @@ def availability() -> str:
 
 
 def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    found = next(filter(None, map(shutil.which, [asked] if asked else ["c++", "g++", "clang++"])), None)
-    if found is None:
+    requested = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, [requested] if requested else ["c++", "g++", "clang++"])), None)
+    if compiler is None:
         raise Unavailable("no C++ compiler")
-    return found
+    return compiler
 
 
 def _openmp_runtime() -> str:
-    """The OpenMP runtime that torch has loaded: with a second one, the threads would be twice as many as cores."""
+    """The OpenMP runtime that torch has loaded: a second one would double the number of threads."""
     try:
         mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
     except OSError:
@@ -97,7 +97,7 @@ def _openmp_runtime() -> str:
 
 
 def _cache_directory() -> Path:
-    """Where only this user writes: what lies there is run as code."""
+    """A directory that only this user can write, since its files are run as code."""
     try:
         directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaeanet"
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,8 +128,8 @@ def _fingerprint(compiler: str, runtime: str) -> str:
         ]
     except OSError:
         cpu = []
-    said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    parts = [compiler, said, runtime, platform.machine(), *FLAGS, *cpu, str(SOURCES)]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    parts = [compiler, version, runtime, platform.machine(), *FLAGS, *cpu, str(SOURCES)]
     parts += [(_HERE / name).read_text() for name in (*SOURCES, *HEADERS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

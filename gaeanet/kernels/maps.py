@@ -1,6 +1,6 @@
-"""The kernels of float32 maps (N, C, H, W) on the CPU in channels-last memory, each as a function of tensors.
+"""The kernels for float32 maps (N, C, H, W) on the CPU in channels-last memory, as functions of tensors.
 
-Each is the equal of a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. An activation is
+Each equals a few of PyTorch's operators up to float32 rounding, in fewer passes over memory. An activation is
 given by its number, 0 for none.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from gaeanet.kernels.calls import call
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.SiLU: 2, nn.Hardswish: 3}
-"""The activations' numbers in the kernels."""
+"""The number of each activation in the kernels."""
 
 
 class Window(NamedTuple):
-    """How a depthwise convolution slides, in both directions."""
+    """The window of a depthwise convolution: kernel size, stride, padding and dilation, in both directions."""
 
     kernel: int
     stride: int
@@ -27,7 +27,7 @@ class Window(NamedTuple):
     dilation: int
 
     def outputs(self, size: int) -> int:
-        """How many outputs a side of `size` pixels has."""
+        """The output size for an input of `size` pixels."""
         return (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
 
 
@@ -42,7 +42,7 @@ def depthwise(x: Tensor, affine: Tensor | None, filters: Tensor, activation: int
 def depthwise_backward(
     grad: Tensor, x: Tensor, affine: Tensor | None, filters: Tensor, activation: int, window: Window
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of what the activation of `depthwise` was given, and of its weight."""
+    """The gradients of `depthwise`: of its input before the activation, and of its weight."""
     x_grad, weight_grad = torch.empty_like(x), _laid_out_as(filters, torch.empty(filters.numel()))
     tensors = grad, x, *_pair(affine), filters.contiguous(), x_grad, weight_grad
     call("depthwise_backward", *tensors, _shape(x, window), activation)
@@ -52,7 +52,7 @@ def depthwise_backward(
 def pointwise(
     x: Tensor, pointwise: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d, activation: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Activation and 1x1 convolution; then the batch's statistics and batch norm by them, as of `statistics`."""
+    """Activation and 1x1 convolution; also the batch statistics and batch norm of the output, as `statistics`."""
     matrix, rows = _dense(pointwise, x.shape[1]), _rows(x)
     out = _empty(x.shape[0], len(matrix), *x.shape[2:])
     statistics, affine = torch.empty((2, len(matrix))), torch.empty((2, len(matrix)))
@@ -87,7 +87,7 @@ def pointwise_backward(
 
 
 def statistics(x: Tensor, weight: Any, bias: Any, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """The batch's mean and inverse deviation (2, C), and batch norm by them: factors and summands (2, C)."""
+    """The batch's mean and inverse standard deviation (2, C), and batch norm as factors and summands (2, C)."""
     statistics, affine = torch.empty((2, x.shape[1])), torch.empty((2, x.shape[1]))
     tensors = x, weight, bias, norm.running_mean, norm.running_var, *statistics, *affine
     call("batch_norm_statistics", *tensors, *_rows(x).shape, norm.momentum, norm.eps)

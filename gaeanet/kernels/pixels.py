@@ -1,4 +1,4 @@
-"""The kernels of 8-bit pixels and of JPEGs: equal to torchvision and Pillow to the last bit."""
+"""The kernels for 8-bit pixels and JPEGs: bit-exact with torchvision and Pillow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def map_levels(pixels: Tensor, results: Tensor) -> None:
 def jpeg_region(data: bytes, top: int, left: int, height: int, width: int) -> Tensor | None:
     """A part of a JPEG's pixels as torchvision and Pillow have them: uint8 (3, height, width) in channels-last memory.
 
-    None where those have to be asked: this is no file of the common kinds, or it is damaged, be it in another part.
+    None where those must decode it: the file is not of the common kinds, or it is damaged, even in another part.
     """
     pixels = torch.empty((height, width, 3), dtype=torch.uint8)
     if call("jpeg_region", data, len(data), top, left, height, width, pixels):

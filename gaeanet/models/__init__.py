@@ -1,1 +1,1 @@
-"""The networks: operations, cells, their registration with timm, and what they cost."""
+"""Networks: operations, cells, registration with timm, cost."""

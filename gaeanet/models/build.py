@@ -1,4 +1,4 @@
-"""From the configuration of a network to the network."""
+"""Builds a network from its configuration."""
 
 from __future__ import annotations
 

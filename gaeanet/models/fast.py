@@ -1,8 +1,8 @@
-"""The network's modules with the kernels inside, and the way there and back.
+"""Modules that compute with our CPU kernels, and their exchange for PyTorch's in a network.
 
-A module becomes a fast one by a change of its class: parameters, names, hooks and copies stay what they are. A fast
-module computes with the kernels what they are made for (float32 on the CPU, in training, neither compiled nor traced)
-and does otherwise as its parent class does. Hooks on the parts inside a fast module are not called.
+A module becomes a fast one by a change of its class: parameters, names, hooks and copies stay. A fast module uses the
+kernels for float32 on the CPU in training, neither compiled nor traced, and falls back to its parent class otherwise.
+Hooks on the modules inside a fast one are not called.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ FAST: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def make_fast(network: nn.Module) -> None:
-    """Lets the network's modules compute with the kernels."""
+    """Replaces the network's modules by fast ones, in place."""
     for module in network.modules():
         module.__class__ = FAST.get(type(module), type(module))
 
@@ -101,7 +101,7 @@ def make_plain(network: nn.Module) -> None:
 
 
 def _suits(x: Tensor) -> bool:
-    """Whether the kernels compute with `x`; a stand-in for a tensor is met where a graph is being made."""
+    """Whether the kernels support `x`; while a graph is captured it is a proxy, not a tensor."""
     return (
         type(x) is Tensor
         and x.dtype is torch.float32
@@ -111,7 +111,7 @@ def _suits(x: Tensor) -> bool:
 
 
 def _is_ordinary(norm: nn.Module) -> bool:
-    """Whether this is batch norm as the kernels do it: in training, and nothing left out."""
+    """Whether the kernels support this batch norm: in training, with running statistics and momentum."""
     return (
         isinstance(norm, FastBatchNorm2d)
         and norm.training
@@ -122,7 +122,7 @@ def _is_ordinary(norm: nn.Module) -> bool:
 
 
 def fits(x: Tensor, op: Iterable[nn.Module]) -> bool:
-    """Whether the kernels can do all of a module; a batch of one value a channel is for PyTorch to refuse."""
+    """Whether the kernels support all of a module; a batch of one value a channel is left to PyTorch to refuse."""
     op = list(op)
     stride = max(part.stride[0] for part in op if isinstance(part, nn.Conv2d))
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
@@ -130,9 +130,9 @@ def fits(x: Tensor, op: Iterable[nn.Module]) -> bool:
 
 
 def units(x: Tensor, *parts: Any, scale: Tensor | None = None) -> Tensor:
-    """Units in turn, each a sequence of activation, depthwise convolution or none, 1x1 convolution, batch norm.
+    """Runs units in sequence: activation, optional depthwise convolution, 1x1 convolution, batch norm.
 
-    `scale` (C,) stands in for the weight of a last batch norm without affine.
+    `scale` (C,) replaces the weight of a last batch norm without affine.
     """
     windows: list[Window | None] = []
     norms: list[nn.Module] = []
@@ -165,12 +165,12 @@ def _count(norm: nn.Module) -> None:
 
 
 def accelerate(network: nn.Module) -> str:
-    """Lets a network's modules train with the kernels; returns a sentence on what was done.
+    """Makes a network train with the kernels, where they are available; returns a message on what was done.
 
-    Weights, their names and the modules' behaviour outside of float32 training on the CPU stay as they are; where the
-    kernels cannot be had, so does everything else. `make_plain` undoes it.
+    Weights, their names and the modules' behaviour outside of float32 training on the CPU do not change. `make_plain`
+    undoes it.
     """
-    sentence = availability()
-    if sentence == OWN:
+    message = availability()
+    if message == OWN:
         make_fast(network)
-    return sentence
+    return message

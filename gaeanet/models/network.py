@@ -1,4 +1,4 @@
-"""Cell and CellNetwork, in timm's contract.
+"""Cell and CellNetwork, with timm's model interface.
 
 The network (Liu et al. 2019, arXiv 1806.09055, section 3.2; "mobile setting"): a stem, then `layers` cells, of which
 those at layers // 3 and 2 * layers // 3 halve the map and double the width, global average pooling, a classifier. A
@@ -74,11 +74,11 @@ class Cell(nn.Module):
 def build_stem(
     stem: str, in_chans: int, width: int, activation: type[nn.Module], stride: int = 2, **factory: Any
 ) -> tuple[nn.Sequential, nn.Module]:
-    """What comes before the cells: the two maps that the first cell reads are the first part's and the second's.
+    """The stem, in two parts, whose outputs are the two inputs of the first cell.
 
     `imagenet` ends with `width` channels at an eighth of the image's size, the first part at a quarter; both maps are
     twice as large where the first convolution has a `stride` of 1. `cifar` ends with 3 * `width` channels at the
-    image's whole size, and has no stride.
+    image's full size, and has no stride.
     """
     if stem == "cifar":
         convolution = nn.Conv2d(in_chans, 3 * width, 3, padding=1, bias=False, **factory)
@@ -145,7 +145,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class CellNetwork(nn.Module):
-    """A network of cells.
+    """An image classifier built of cells.
 
     In evaluation `forward` maps images (N, in_chans, H, W) to logits (N, num_classes); in training with
     `auxiliary=True` it returns the pair of logits and the auxiliary tower's logits. Any H, W >= 32 will do.
@@ -157,7 +157,7 @@ class CellNetwork(nn.Module):
         drop_rate: Dropout before the classifier.
         drop_path_rate: Probability that an edge is dropped for a sample in training. 0 builds the network without
             drop-path; otherwise `set_drop_path_rate` may change the rate while training.
-        genotype: What `genotypes.read_genotype` accepts; a name or a mapping can be saved as JSON.
+        genotype: Whatever `cells.read.read_genotype` accepts; a name or a mapping can be saved as JSON.
         init_channels: Width of the first cells' nodes.
         layers: Number of cells.
         activation: relu, swish or hswish.
@@ -308,7 +308,7 @@ class CellNetwork(nn.Module):
         self.classifier.train(self.training)
 
     def forward_cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The last map and the one that the auxiliary tower reads."""
+        """The last feature map and the one that the auxiliary tower reads."""
         older = self.stem0(x)
         newer = self.stem1(older)
         inner = newer

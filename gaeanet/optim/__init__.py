@@ -1,1 +1,1 @@
-"""What changes weights: schedules, Muon, parameter groups, the moving average."""
+"""Optimization: schedules, Muon, parameter groups, the moving average of the weights."""

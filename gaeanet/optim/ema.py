@@ -1,4 +1,4 @@
-"""The moving average of the weights, a second network beside the one in training."""
+"""The exponential moving average (EMA) of the weights, a second network beside the one in training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What learns and how fast: parameter groups of one learning rate and weight decay, and frozen parts."""
+"""Parameter groups of one learning rate and weight decay, and frozen layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOWER = "auxiliary_head."
 
 
 class Group(NamedTuple):
-    """Parameters that learn alike, with their names.
+    """A parameter group: named parameters of one learning rate and weight decay.
 
     Attributes:
         factor: On the learning rate.
@@ -27,7 +27,7 @@ class Group(NamedTuple):
 
 
 def freeze(network: CellNetwork, what: str | int) -> list[nn.Module]:
-    """Makes the parts that `hyperparameters.freeze` names keep weights and batch-norm statistics; returns them."""
+    """Freezes the parts that `hyperparameters.freeze` names, weights and batch-norm statistics; returns them."""
     if what == "nothing":
         return []
     first = 0 if what == "stem" else len(network.cells) if what == "cells" else min(int(what), len(network.cells))
@@ -38,9 +38,9 @@ def freeze(network: CellNetwork, what: str | int) -> list[nn.Module]:
 
 
 def learning_groups(network: CellNetwork, optimizer: Optimizer) -> list[Group]:
-    """What learns, in groups of one rate and one weight decay; frozen parameters are in none.
+    """The parameter groups of a network, layer by layer; frozen parameters are in none.
 
-    The head has the whole rate and each layer before it, back to the stem, `layer_decay` times that of the next (Bao et
+    The head has the full rate and each layer before it, back to the stem, `layer_decay` times that of the next (Bao et
     al. 2021, arXiv 2106.08254); layers are those of the network's group matcher, as timm uses them. Without
     `decay_norms_and_biases` vectors have no weight decay: these are the batch norms' weights and all biases (Goyal et
     al. 2017, arXiv 1706.02677; He et al. 2019, arXiv 1812.01187).
@@ -51,13 +51,13 @@ def learning_groups(network: CellNetwork, optimizer: Optimizer) -> list[Group]:
     split = []
     for group in groups:
         for decays in (True, False):
-            chosen = [entry for entry in group.parameters if (entry[1].ndim > 1) is decays]
-            split.append(Group(chosen, group.factor, decays))
+            members = [entry for entry in group.parameters if (entry[1].ndim > 1) is decays]
+            split.append(Group(members, group.factor, decays))
     return [group for group in split if group.parameters]
 
 
 def _by_layer(network: CellNetwork, layer_decay: float) -> list[Group]:
-    """What learns, in groups of one rate."""
+    """Trainable parameters in groups of one learning rate."""
     learning = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     if layer_decay == 1.0:
         return [Group(learning)]
@@ -66,14 +66,14 @@ def _by_layer(network: CellNetwork, layer_decay: float) -> list[Group]:
     depth = group_parameters(network, network.group_matcher(), reverse=True)
     last = max(depth.values())
     # The tower reads an inner map, but is as new as the classifier.
-    place = {name: last if name.startswith(_TOWER) else depth[name] for name, _ in learning}
+    depths = {name: last if name.startswith(_TOWER) else depth[name] for name, _ in learning}
     return [
-        Group([entry for entry in learning if place[entry[0]] == level], layer_decay ** (last - level))
-        for level in sorted(set(place.values()))
+        Group([entry for entry in learning if depths[entry[0]] == level], layer_decay ** (last - level))
+        for level in sorted(set(depths.values()))
     ]
 
 
 def evaluation_mode(parts: Sequence[nn.Module]) -> None:
-    """Keeps frozen parts' batch norms on their statistics, whatever mode the network is put into."""
+    """Puts frozen parts in evaluation mode: their batch norms keep their statistics."""
     for part in parts:
         part.eval()

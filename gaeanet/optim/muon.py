@@ -1,4 +1,4 @@
-"""Muon: the matrices of convolutions turn along their orthogonalised momentum, everything else learns as under SGD.
+"""Muon: convolutions are updated along their orthogonalised momentum, all other parameters by SGD.
 
 Jordan et al. 2024 (https://kellerjordan.github.io/posts/muon): of a matrix's momentum only the directions count, not
 how large it is along each, so that rare directions learn as fast as those that dominate every gradient. A network of
@@ -98,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _move_matrices(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
-        """Those of one shape at once: a network has hundreds of small ones."""
+        """Moves matrices of one shape in one batch: a network has hundreds of small ones."""
         gradients, momenta = self._gradients_and_momenta(matrices)
         before, gradient = as_matrices(momenta), as_matrices(gradients)
         momentum = before * group["momentum"] + gradient
@@ -138,7 +138,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _descend(parameters: list[Tensor], momenta: list[Tensor], rate: float | Tensor) -> None:
-    """Parameters less their momenta times the rate, which may be a number on the device (0-d)."""
+    """Subtracts the rate times the momenta; the rate may be a tensor on the device (0-d)."""
     if isinstance(rate, Tensor) and rate.device.type != "cpu":
         torch._foreach_sub_(parameters, torch._foreach_mul(momenta, rate))
     else:  # one rounding less, and nothing to wait for

@@ -1,4 +1,4 @@
-"""The schedule of a run as numbers on the device.
+"""The schedule of a run as tensors on the device.
 
 Which update a step makes is known on the device alone, since a step whose gradient is not finite makes none. So the
 device holds the rates of the next updates, and a step picks its own.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Row(NamedTuple):
-    """What the schedule says of one update.
+    """The schedule's values at one update.
 
     Attributes:
         learning_rate: Of the optimizer, without the groups' factors.
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 
 class Rates:
-    """The rows of the next updates on the device.
+    """A window of the schedule on the device: the rows of the next updates.
 
     Args:
         row: The row of an update, counted from 0.
@@ -54,6 +54,6 @@ class Rates:
 
     def at(self, update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Learning rate, drop-path rate and average weight of an update, 0-d each; `update` is 0-d, int64."""
-        place = (update - self._first).clamp(0, self._window - 1)
-        rate, drop_path, weight = self._rows[place.view(1)].squeeze(0).unbind()
+        index = (update - self._first).clamp(0, self._window - 1)
+        rate, drop_path, weight = self._rows[index.view(1)].squeeze(0).unbind()
         return rate, drop_path, weight

@@ -1,4 +1,4 @@
-"""What a device can do: which precision helps on it, whether compiling pays, and how its draws are seeded."""
+"""What depends on the device: precision, compilation, and seeding its random generator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaeanet.errors import RequestError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def precision_for(asked: str, device: torch.device) -> str:
+def precision_for(requested: str, device: torch.device) -> str:
     """`fp32`, `bf16` or `fp16` for a request that may be `auto`.
 
     `auto` is bf16 on GPUs that have it and fp16 on older ones; fp32 elsewhere, since PyTorch's depthwise convolutions
@@ -22,39 +22,39 @@ def precision_for(asked: str, device: torch.device) -> str:
         RequestError: fp16 on a CPU, or bf16 on a GPU without it.
     """
     if device.type != "cuda":
-        if asked == "fp16":
+        if requested == "fp16":
             raise RequestError(
                 f"hyperparameters.precision: fp16 needs a GPU, this runs on {device.type}: use fp32 or auto"
             )
-        return "fp32" if asked == "auto" else asked
+        return "fp32" if requested == "auto" else requested
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if asked == "bf16" and not has_bf16:
+    if requested == "bf16" and not has_bf16:
         raise RequestError("hyperparameters.precision: this GPU has no bf16: use fp16 or auto")
-    return ("bf16" if has_bf16 else "fp16") if asked == "auto" else asked
+    return ("bf16" if has_bf16 else "fp16") if requested == "auto" else requested
 
 
 def check_sync_batch_norm(device: torch.device) -> None:
-    """Raises `RequestError` where PyTorch cannot synchronise batch norm."""
+    """Raises `RequestError` where PyTorch has no synchronised batch norm."""
     if device.type != "cuda":
         raise RequestError(
             f"hyperparameters.sync_batch_norm: PyTorch has it on GPUs only, this runs on {device.type}: set it to false"
         )
 
 
-def compile_for(asked: str | bool, network: nn.Module, device: torch.device) -> str:
-    """Compiles `network` in place where that is asked for; returns a sentence on what was done.
+def compile_for(requested: str | bool, network: nn.Module, device: torch.device) -> str:
+    """Compiles `network` in place if requested; returns a message on what was done.
 
     `auto` compiles on GPUs only: on CPUs compiling takes minutes and gains next to nothing.
 
     Raises:
-        RequestError: `true` was asked for and there is no C++ compiler.
+        RequestError: `true` was requested and there is no C++ compiler.
     """
-    if asked is False or (asked == "auto" and device.type != "cuda"):
+    if requested is False or (requested == "auto" and device.type != "cuda"):
         return "not compiled"
-    if asked == "graphs":
+    if requested == "graphs":
         return "replayed from a CUDA graph"
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        if asked is True:
+        if requested is True:
             raise RequestError(
                 "hyperparameters.compile: needs a C++ compiler (g++ or clang++), there is none: use auto or false"
             )
@@ -73,7 +73,7 @@ def seed_draws(seed: int, device: torch.device) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """The device's name, as text."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()

@@ -1,4 +1,4 @@
-"""What this process may use of its machine: cores and memory. Nothing here needs torch."""
+"""CPU cores and memory of the host that this process may use. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 
 
 def usable_cores() -> int:
-    """Those that the process is bound to, where the system tells; else the machine's."""
+    """Number of CPU cores in the process's affinity mask, where the system reports one; else the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -32,7 +32,7 @@ def shorten_temporary_directory() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep memory that it frees, for a step's maps are as large as the last step's.
+    """Makes malloc keep freed memory instead of returning it: a step's maps are as large as the last step's.
 
     glibc hands large blocks back to the system and has them made anew, page by page and filled with zeros: a tenth of
     the time of a step on a CPU. Nothing happens with another C library.

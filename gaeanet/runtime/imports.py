@@ -1,4 +1,4 @@
-"""A quick start: imports of PyTorch and what is built on it without looking for garbage meanwhile."""
+"""Fast start-up: imports of PyTorch and its dependents with the garbage collector paused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def importing(*, torch: bool = False) -> Iterator[None]:
-    """Around imports of what is large: a third of their time is looking for garbage, and there is none.
+    """Pauses the garbage collector around large imports: collection takes a third of their time and frees nothing.
 
     Args:
-        torch: Imports PyTorch first and sets its 300,000 objects, which stay to the end, apart from what is looked
-            through later (`gc.freeze`). PyTorch's alone: Triton's must be freed when Python ends, or its binding
-            complains of each on standard error, and Triton comes with torchvision and timm.
+        torch: Imports PyTorch first and excludes its 300,000 objects, which live to the end, from later collections
+            (`gc.freeze`). Only PyTorch's: Triton's, which come with torchvision and timm, must be freed at exit, or
+            its binding reports each as leaked on standard error.
     """
     with uncollected():
         if torch and "torch" not in sys.modules:

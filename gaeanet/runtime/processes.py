@@ -1,4 +1,4 @@
-"""The processes that share a run: joining them, agreeing, and asking them to stop."""
+"""The process group of a run: joining it, agreeing, and stopping on signals."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class Processes:
                 world_size=self.world_size,
                 device_id=self.device if on_gpu else None,
             )
-            # Agreements travel between CPUs, so that they never wait for a GPU's queue.
+            # Control messages go over gloo between CPUs, so that they never wait for a GPU's queue.
             control = dist.new_group(backend="gloo")
             assert isinstance(control, dist.ProcessGroup)  # not a member only of groups of some ranks
             self._control = control
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is rank 0, the process that writes and logs."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -65,13 +65,13 @@ class Processes:
         return values
 
     def broadcast(self, tensors: list[Tensor]) -> None:
-        """Gives every process the first one's tensors, in place."""
+        """Broadcasts the first process's tensors to all, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def any_of(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is set on at least one process; every process has to ask."""
+        """For each flag whether it is set on at least one process; a collective, which every process must call."""
         if self.world_size == 1:
             return flags
         shared = torch.tensor(flags, dtype=torch.uint8)

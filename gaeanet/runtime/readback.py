@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Readback:
-    """A small tensor as the device had it not long ago.
+    """An asynchronous copy of a small tensor to the host.
 
-    On a CPU that is now. On a GPU a copy is under way while training goes on, and the next begins when it has arrived:
-    a step or two late.
+    On a CPU the values are current. On a GPU a copy runs beside training, and the next one starts when it has arrived:
+    values are a step or two old.
     """
 
     def __init__(self) -> None:
@@ -33,5 +33,5 @@ class Readback:
         return arrived
 
     def forget(self) -> None:
-        """What is under way is of a state that is no more."""
+        """Discards a copy that is under way: it is of a state before a rewind."""
         self._copy = None

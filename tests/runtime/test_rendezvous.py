@@ -49,6 +49,6 @@ def test_field_report_39_processes_started_again_read_nothing_of_the_dead(world_
 def test_a_process_that_died_while_meeting_does_not_confuse_the_next() -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True)
     words = dist.PrefixStore("x", store)
-    words.set("word/1", "of a dead process")
+    words.set("token/1", "of a dead process")
     words.set("vote/1", "for something")
     assert len(set(meet(store, 2, late=1))) == 1

@@ -1,4 +1,4 @@
-// Colour operations on 8-bit RGB pixels, equal to Pillow's to the last bit (tests/test_colour.py: all colours).
+// Colour operations on 8-bit RGB pixels, bit-exact with Pillow's (tests/test_colour.py: all colours).
 //
 // For colour jitter, pixels are taken apart into planes, in which every loop runs over bytes side by side, and put together again at the
 // end. The order of operations is Pillow's, and its precision where float would give another byte; a fused multiply-add
@@ -11,9 +11,9 @@ struct Planes {
   int64_t count;
 };
 
-// Between two values of 0..255, or beyond: `share` 0 is `from`, 1 is `to`.
-static INLINE uint8_t blend(int from, int to, float share) {
-  float value = float(from) + share * float(to - from);
+// Between two values of 0..255, or beyond: `weight` 0 is `from`, 1 is `to`.
+static INLINE uint8_t blend(int from, int to, float weight) {
+  float value = float(from) + weight * float(to - from);
   value = value > 0.0f ? value : 0.0f;
   value = value < 255.0f ? value : 255.0f;
   return uint8_t(int(value));
@@ -22,10 +22,10 @@ static INLINE uint8_t blend(int from, int to, float share) {
 // ITU-R 601 luma.
 static INLINE int grey(int red, int green, int blue) { return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16; }
 
-// The values of all three planes through blend(from, value, share), which has only 256 results.
-static void blend_all(Planes image, int from, float share) {
+// The values of all three planes through blend(from, value, weight), which has only 256 results.
+static void blend_all(Planes image, int from, float weight) {
   uint8_t results[256];
-  for (int value = 0; value < 256; value++) results[value] = blend(from, value, share);
+  for (int value = 0; value < 256; value++) results[value] = blend(from, value, weight);
   for (uint8_t* at = image.red; at < image.red + 3 * image.count; at++) *at = results[*at];
 }
 
@@ -73,10 +73,10 @@ static void hue(Planes image, int turn) {
     const int new_hue = (old_hue + turn) & 255;
     const float turned_hue = float(new_hue) * 6.0f, sixth = float(int(turned_hue / 255.0f));
     const float part = (turned_hue - sixth * 255.0f) / 255.0f;
-    const float share = float(strength) / 255.0f;
-    const int low = int(float(value) * (1.0f - share) + 0.5f);
-    const int falling = int(float(value) * (1.0f - share * part) + 0.5f);
-    const int rising = int(float(value) * (1.0f - share * (1.0f - part)) + 0.5f);
+    const float saturation = float(strength) / 255.0f;
+    const int low = int(float(value) * (1.0f - saturation) + 0.5f);
+    const int falling = int(float(value) * (1.0f - saturation * part) + 0.5f);
+    const int rising = int(float(value) * (1.0f - saturation * (1.0f - part)) + 0.5f);
     const int side = sixth == 6.0f ? 0 : int(sixth);
     const int new_red = side == 0 || side == 5 ? value : side == 1 ? falling : side == 4 ? rising : low;
     const int new_green = side == 1 || side == 2 ? value : side == 3 ? falling : side == 0 ? rising : low;

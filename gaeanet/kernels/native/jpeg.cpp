@@ -1,4 +1,4 @@
-// A part of a JPEG photograph, to the last bit what libjpeg-turbo makes of it (tests/test_region.py).
+// A part of a JPEG photograph, bit-exact with libjpeg-turbo (tests/test_region.py).
 //
 // Codes have no places: those before the part have to be read to know where its own begin, and those after it are read
 // too, so that an image is damaged or not whichever part of it is asked for. But nothing else is done for them, and

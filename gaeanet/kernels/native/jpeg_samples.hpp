@@ -1,5 +1,5 @@
 // From coefficients to pixels with libjpeg's integer arithmetic (its "islow" transform, "fancy" interpolation and tables
-// of colours), equal to the last bit. What is here is written for the compiler to run over samples side by side.
+// of colours), bit-exact. What is here is written for the compiler to run over samples side by side.
 
 #pragma once
 
