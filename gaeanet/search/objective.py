@@ -111,7 +111,7 @@ class SearchObjective:
         with learner.autocast():
             logits = network(images, mixture).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing, reduction="sum")
-        sums += Meter.count(logits.detach(), labels, loss.detach()).to(sums)
+        sums += Meter.sums_of(logits.detach(), labels, loss.detach()).to(sums)
         return loss
 
 

@@ -55,7 +55,7 @@ class Classification:
             return mix.loss(against, labels) if mix else against(labels)
 
         loss = smoothed(logits)
-        sums += Meter.count(logits.detach(), mix.larger(labels) if mix else labels, loss.detach()).to(sums)
+        sums += Meter.sums_of(logits.detach(), mix.larger(labels) if mix else labels, loss.detach()).to(sums)
         for auxiliary in tower:
             loss = loss + self._tower_weight * smoothed(auxiliary)
         return loss
