@@ -25,7 +25,7 @@ from gaeanet.bench.report import to_text
 from gaeanet.bench.step import Steps
 from gaeanet.config.experiment import experiment_from
 from gaeanet.data.images.transforms import TrainingTransform
-from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources import folder
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
@@ -55,8 +55,8 @@ def left(folder: Path) -> set[Path]:
 def test_a_slow_read_has_the_rate_of_its_sleep_and_is_named(
     gaeanet: Run, experiment_file: Write, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = FolderSource.read
-    monkeypatch.setattr(FolderSource, "read", lambda *arguments: (time.sleep(0.15), read(*arguments))[1])
+    read = folder.read_or_not
+    monkeypatch.setattr(folder, "read_or_not", lambda path: (time.sleep(0.15), read(path))[1])
     found = bench(gaeanet, experiment_file(), "--data", many)
     assert 0.4 / 0.15 < found["stages"]["reading"]["images_per_second"] < 1 / 0.15  # a busy machine only adds to it
     assert found["stages"]["input"]["images_per_second"] < 1 / 0.15
@@ -80,8 +80,8 @@ def test_a_slow_transform_has_the_rate_of_its_sleep_and_is_named(
 def test_workers_share_a_slow_read(
     gaeanet: Run, experiment_file: Write, many: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = FolderSource.read
-    monkeypatch.setattr(FolderSource, "read", lambda *arguments: (time.sleep(0.15), read(*arguments))[1])
+    read = folder.read_or_not
+    monkeypatch.setattr(folder, "read_or_not", lambda path: (time.sleep(0.15), read(path))[1])
     monkeypatch.setattr("gaeanet.bench.measure.usable_workers", lambda asked: min(asked, 2))
     found = bench(gaeanet, experiment_file(data={"num_workers_train": 2}), "--data", many, seconds=4)
     assert 0.7 / 0.15 < found["stages"]["input"]["images_per_second"] < 4 / 0.15

@@ -52,7 +52,7 @@ def test_field_report_97_how_workers_start_is_not_pythons_choice(
     """A forked worker sees what its parent holds, here a changed method; Python 3.14 would not fork unasked."""
     source = FolderSource(str(t3))
     red = Path(source.path("train", 0)).read_bytes()
-    monkeypatch.setattr(FolderSource, "read", lambda *_: red)
+    monkeypatch.setattr("gaeanet.data.sources.folder.read_or_not", lambda _: red)
     hp = Hyperparameters(image_size=32, color_jitter=False)
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method(default, force=True)
