@@ -23,7 +23,7 @@ class StepMemory:
         micro_batch: Images of a micro-batch in this experiment.
         per_image, peak: Bytes for each further image, and of a step on `micro_batch` images.
         prepared: Bytes of prefetched batches, where they are in the same memory.
-        room: Bytes that this process can allocate in all.
+        available: Bytes that this process can allocate in all.
         fits: The largest micro-batch that leaves a tenth of that free; 0 where not even two images fit.
     """
 
@@ -32,7 +32,7 @@ class StepMemory:
     per_image: float
     peak: int
     prepared: int
-    room: int
+    available: int
     fits: int
 
     @classmethod

@@ -37,7 +37,7 @@ class Display:
 
     def log(self, message: str) -> None:
         """Prints a message on a line that stays."""
-        self._line.say(self._marker + shown(message))
+        self._line.log(self._marker + shown(message))
 
     def step(self, epoch: int, step: int, line: dict[str, Any] | None) -> None:
         """A training step is done; `line` is the newest training line of the log."""

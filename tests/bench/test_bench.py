@@ -151,7 +151,7 @@ def test_a_batch_too_large_for_the_budget_is_worked_out(gaeanet: Run, experiment
     words = to_text(found)
     assert words.startswith("[generated images] tiny: CPU")
     assert "reading (generated) " in words
-    assert f"images and worked out for {batch:,}" in words
+    assert f"images and extrapolated to {batch:,}" in words
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part")
@@ -164,7 +164,7 @@ def test_the_memory_of_a_large_batch_is_predicted_from_two_small_ones() -> None:
     small = steps.grow(12, 224, 0, 1e6)
     assert small is not None
     assert set(small.measured) == {2, 12}
-    predicted = StepMemory.of(small.measured, 0, 36, 0, small.room)
+    predicted = StepMemory.of(small.measured, 0, 36, 0, small.available)
     measured = memory.peak_of(steps._full_step(36), CPU)
     assert measured is not None
     others = measured - 36 * predicted.per_image  # the interpreter and its libraries would hide an error

@@ -280,7 +280,7 @@ def test_the_genotype_of_the_log_is_that_of_the_checkpoint(
     job = Searching(experiment, open_source(experiment), Processes())
     path = tmp_path / "run" / "checkpoints" / "latest"
     job.state.load(path.resolve(), *load(path))
-    assert discretize(job.state.architecture.weights()) == read_genotype(str(tmp_path / "run" / "genotype.json"))
+    assert discretize(job.architecture.weights()) == read_genotype(str(tmp_path / "run" / "genotype.json"))
 
 
 @pytest.mark.parametrize(
