@@ -1,1 +1,1 @@
-"""`gaeanet bench`: what each stage of training takes on this machine."""
+"""`gaeanet bench`: the time of each stage of training on this machine."""

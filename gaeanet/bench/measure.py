@@ -1,8 +1,8 @@
-"""What each stage of training takes on this machine with these images, within a budget of seconds.
+"""Measures the time of each stage of training on this machine and data set, within a budget of seconds.
 
 The stages are those of a run and not copies of them: the source reads, `training.step.step` steps, `checkpoint.save`
-saves. Of a large batch on a slow machine only as many images are measured as the budget allows; what an image takes is
-taken to be the same in the whole batch, and what the optimizer takes to be the same for any.
+saves. Of a large batch on a slow machine only as many images are measured as the budget allows, assuming that the
+time per image is the same in the full batch, and that the optimizer's time does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.bench.memory import StepMemory
-from gaeanet.bench.step import STEP, Steps, still
-from gaeanet.bench.timing import as_many, repeated, wait
+from gaeanet.bench.step import STEP, Steps, idle_rates
+from gaeanet.bench.timing import clamped, repeated, wait
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.images.decode import ImageError, opened
 from gaeanet.data.images.transforms import TrainingTransform, ValidationTransform, image_size
@@ -44,22 +44,29 @@ from gaeanet.training.step import step
 T = TypeVar("T")
 
 INPUT = ("reading", "decoding", "augmenting")
-SHARES = {"input": 0.15, "step": 0.3, "checkpoint": 0.03, "validation": 0.1, "pipeline": 0.1, "end to end": 0.17}
-"""What each part of the work may take of the budget; the rest is for starting."""
+BUDGET = {
+    "input": 0.15,
+    "step": 0.3,
+    "checkpoint": 0.03,
+    "validation": 0.1,
+    "pipeline": 0.1,
+    "end to end": 0.17,
+}
+"""The fraction of the budget for each measurement; the rest is for starting."""
 _IMAGES = 64
-"""Images that are looked at singly, at most."""
+"""Most images that are measured one by one."""
 
 
 @dataclass
 class Findings:
-    """What was measured.
+    """The measurements.
 
     Attributes:
         seconds: Of each stage for one image: in one process for `INPUT`, of the whole pipeline for `input`, of `STEP`
             and `step` in a batch of the experiment's size. Of `listing` and `checkpoint` for one listing, one write.
         validation_start: Seconds until a validation's first batch.
-        images: How many images each was measured with.
-        memory: None where the system does not tell.
+        images: Number of images that each was measured on.
+        memory: None where the system does not report it.
     """
 
     images_at_once: int
@@ -74,16 +81,16 @@ class Bench:
     """Measures the stages of one experiment, one after the other.
 
     Args:
-        seconds: The budget. What takes longer to do once or twice is done all the same.
-        say: Takes the name of what is being measured.
+        seconds: The budget. A stage is measured at least once, even if that takes longer.
+        log: Receives the name of what is being measured.
     """
 
-    def __init__(self, experiment: Experiment, source: Source, seconds: float, say: Callable[[str], None]) -> None:
+    def __init__(self, experiment: Experiment, source: Source, seconds: float, log: Callable[[str], None]) -> None:
         check_open_files(experiment)
         check_shared_memory(experiment)
-        self.experiment, self.source, self.budget, self.say = experiment, source, seconds, say
+        self.experiment, self.source, self.budget, self.log = experiment, source, seconds, log
         self.hp = hp = experiment.hyperparameters
-        say("starting")
+        log("starting")
         processes = Processes()
         self.device = processes.device
         self.state = RunState(experiment, source, build_learner(hp, processes))
@@ -113,22 +120,22 @@ class Bench:
         self.findings.seconds[stage], self.findings.images[stage] = seconds, images
 
     def _input(self) -> list[Tensor]:
-        """Reads, decodes and augments image by image, as one worker does; returns what became of them.
+        """Reads, decodes and augments image by image, as one worker does; returns the augmented images.
 
-        What is decoded of each is a random crop, as in training; augmented is what was decoded last.
+        As in training, only a random crop of each image is decoded; the crops decoded last are augmented.
         """
-        seconds = self.budget * SHARES["input"] / 3
+        seconds = self.budget * BUDGET["input"] / 3
         threads = torch.get_num_threads()
         torch.set_num_threads(1 if self.workers else threads)
         try:
-            self.say("reading")
+            self.log("reading")
             contents = self._read(seconds)
-            self.say("decoding")
+            self.log("decoding")
             torch.default_generator.manual_seed(self.hp.seed)
             crops = [crop for crop in self._each("decoding", self._crop, contents, seconds) if crop is not None]
             if not crops:
                 raise RunError(f"{self.source.location}: none of {len(contents)} training images decodes")
-            self.say("augmenting")
+            self.log("augmenting")
             torch.default_generator.manual_seed(self.hp.seed)
             return self._each("augmenting", self._training.after_crop(self.epoch), crops, seconds)
         finally:
@@ -137,37 +144,37 @@ class Bench:
     def _crop(self, data: Contents) -> Tensor | None:
         try:
             return self._training.crop(opened(data))
-        except ImageError:  # a run counts and replaces them
+        except ImageError:  # a run reports and replaces them
             return None
 
     def _read(self, seconds: float) -> list[Contents]:
-        """Other images each time: read again they would come from memory."""
+        """Reads new images each time: images read again would come from the page cache."""
         order = self.source.epoch_order(self.hp.seed, self.epoch)
 
         def fetch(begin: int, count: int) -> tuple[list[Contents], float]:
             indices = np.take(order, range(begin, begin + count), mode="wrap").tolist()
             began = time.perf_counter()
-            found = list(self.source.fetch("train", indices))
-            return found, (time.perf_counter() - began) / count
+            images = list(self.source.fetch("train", indices))
+            return images, (time.perf_counter() - began) / count
 
         fetch(0, 1)  # opens files and connections
         contents, once = fetch(1, 1)
-        count = as_many(seconds / 6 / once, most=min(_IMAGES, self.hp.global_batch_size))
+        count = clamped(seconds / 6 / once, most=min(_IMAGES, self.hp.global_batch_size))
         rates, done, end = list[float](), 2, time.monotonic() + seconds
         while not rates or (time.monotonic() + rates[-1] * count < end and done < 50 * count):
-            found, rate = fetch(done, count)
-            contents = [*contents, *found][-_IMAGES:]
+            images, rate = fetch(done, count)
+            contents = [*contents, *images][-_IMAGES:]
             rates.append(rate)
             done += count
         self._note("reading", statistics.median(rates), done - 2)
         return contents
 
     def _each(self, stage: str, work: Callable[[T], Any], items: Sequence[T], seconds: float) -> list[Any]:
-        """Notes the median over passes of the mean time an item takes; returns what came of them in the last pass."""
+        """Notes the median over passes of the mean time per item; returns the results of the last pass."""
         work(items[0])
         began = time.perf_counter()
         work(items[-1])
-        few = items[: as_many(seconds / 6 / (time.perf_counter() - began), most=len(items))]
+        few = items[: clamped(seconds / 6 / (time.perf_counter() - began), most=len(items))]
         done = list[Any]()
 
         def one_pass() -> None:
@@ -178,37 +185,37 @@ class Bench:
         return done
 
     def _step(self, images: Sequence[Tensor]) -> None:
-        self.say("forward, backward, optimizer")
+        self.log("forward, backward, optimizer")
         steps = Steps(self.state.learner, self.hp, images, self.source.catalog.train.labels)
         prepared = needed_bytes(self.experiment, 1, 1) if self.device.type == "cpu" else 0
-        seconds = self.budget * SHARES["step"]
+        seconds = self.budget * BUDGET["step"]
         self.findings.memory = steps.grow(self.findings.images_at_once, self.largest, prepared, seconds / 2)
-        parts, whole = steps.time(seconds / 2)
+        stages, total = steps.time(seconds / 2)
         count, batch = steps.count, self.hp.global_batch_size
         for stage in STEP[:-1]:
-            self._note(stage, parts[stage] / count, count)
-        self._note("optimizer", parts["optimizer"] / batch, count)
-        self._fixed = parts["optimizer"] / batch - parts["optimizer"] / count
-        self._note("step", whole / count + self._fixed, count)
+            self._note(stage, stages[stage] / count, count)
+        self._note("optimizer", stages["optimizer"] / batch, count)
+        self._fixed = stages["optimizer"] / batch - stages["optimizer"] / count
+        self._note("step", total / count + self._fixed, count)
 
     def _checkpoint(self, beside: Path) -> None:
-        self.say("checkpoint")
+        self.log("checkpoint")
         try:
             with tempfile.TemporaryDirectory(dir=beside, prefix=".gaeanet-bench-") as folder:
                 times = repeated(
                     lambda: checkpoint.save(Path(folder), 0, *self.state.saved()),
-                    self.budget * SHARES["checkpoint"],
+                    self.budget * BUDGET["checkpoint"],
                 )
         except OSError as error:
             raise RunError(f"{beside}: cannot write a checkpoint there: {reason(error)}") from None
         self._note("checkpoint", statistics.median(times), 0)
 
     def _validation(self) -> None:
-        """Both networks on validation images, workers included; a second batch begins only where there is time."""
-        self.say("validation")
-        hp, networks, seconds = self.hp, self._networks(), self.budget * SHARES["validation"]
+        """Evaluates both networks on validation images, with workers; a second batch starts only if there is time."""
+        self.log("validation")
+        hp, networks, seconds = self.hp, self._networks(), self.budget * BUDGET["validation"]
         per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
-        size = as_many(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
+        size = clamped(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
         workers = usable_workers(self.experiment.data.num_workers_val)
         batches = validation_batches(
             self.source,
@@ -246,8 +253,8 @@ class Bench:
         learner = self.state.learner
         return [learner.network, *([learner.average.network] if learner.average else [])]
 
-    def _batches(self, size: int, part: float) -> Any:
-        """Training batches of `size` images from `part` of an epoch on, to be closed."""
+    def _batches(self, size: int, fraction: float) -> Any:
+        """Training batches of `size` images from a `fraction` of an epoch on; the caller closes them."""
         steps = steps_per_epoch(len(self.source.catalog.train), size)
         batches = training_batches(
             self.source,
@@ -255,7 +262,7 @@ class Bench:
             global_batch=size,
             epochs=2**31,
             seed=self.hp.seed,
-            start=(self.epoch, int(part * steps)),
+            start=(self.epoch, int(fraction * steps)),
             workers=self.workers,
             pin_memory=self.device.type == "cuda",
             max_bad=self.experiment.data.max_bad,
@@ -263,22 +270,22 @@ class Bench:
         return _closing(batches)
 
     def _pipeline(self) -> None:
-        """All workers together, with nobody to wait for."""
-        self.say(f"the input pipeline ({self.workers} workers)")
-        seconds, workers = self.budget * SHARES["pipeline"], max(1, self.workers)
+        """The throughput of all workers, with no training step beside them."""
+        self.log(f"the input pipeline ({self.workers} workers)")
+        seconds, workers = self.budget * BUDGET["pipeline"], max(1, self.workers)
         per_image = sum(self.findings.seconds[stage] for stage in INPUT)
-        size = as_many(seconds / 6 / per_image, most=self.hp.global_batch_size)
-        turns = workers * as_many(0.1 / (size * per_image), most=100)  # each worker's batch comes once a round
+        size = clamped(seconds / 6 / per_image, most=self.hp.global_batch_size)
+        turns = workers * clamped(0.1 / (size * per_image), most=100)  # each worker's batch comes once a round
         with self._batches(size, 1 / 3) as batches:
             times = repeated(lambda: [next(batches) for _ in range(turns)], seconds, warm_up=True)
         self._note("input", statistics.median(times) / (turns * size), turns * size * len(times))
 
     def _end_to_end(self) -> None:
-        """Batches as they come, stepped on: the mean, since what is waited for now and then counts too."""
-        self.say("end to end")
+        """Steps on batches as they arrive: the mean, so that occasional waits are included."""
+        self.log("end to end")
         count, device, times = self.findings.images["step"], self.device, list[float]()
-        learner, objective, rates = self.state.learner, Classification(self.hp), still(self.hp, device)
-        seconds = self.budget * SHARES["end to end"]
+        learner, objective, rates = self.state.learner, Classification(self.hp), idle_rates(self.hp, device)
+        seconds = self.budget * BUDGET["end to end"]
         with self._batches(count, 2 / 3) as batches:
 
             def work() -> None:
@@ -286,18 +293,18 @@ class Bench:
                 devices.seed_draws(self.hp.seed, device)
                 step(learner, batch.images, batch.labels, objective, rates)
 
-            repeated(work, seconds / 3)  # workers work ahead meanwhile, as far as they can
+            repeated(work, seconds / 3)  # workers prefetch meanwhile, as far as they can
             began = time.perf_counter()
             times = repeated(work, seconds * 2 / 3, most=10**6)
             wait(device)
             took = (time.perf_counter() - began) / (len(times) * count)
-        # No faster than the pipeline, even if the workers were ahead.
+        # No faster than the pipeline, even if batches had been prefetched.
         self._note("end to end", max(took + self._fixed, self.findings.seconds["input"]), len(times) * count)
 
 
 @dataclass(frozen=True)
 class _OfEpoch:
-    """One epoch's transform in all epochs: a few images may be many epochs of a small set."""
+    """A transform fixed at one epoch: a few images may be many epochs of a small data set."""
 
     transform: TrainingTransform
     epoch: int
@@ -315,5 +322,5 @@ def _epochs(sizes: tuple[int, int], epochs: int) -> tuple[int, int]:
 
 
 def _closing(batches: Iterable[Batch]) -> Any:
-    """The batches' stream for a with block, at whose end its workers end too."""
+    """A context manager around an iterator of batches; on exit its workers end."""
     return closing(cast(Any, iter(batches)))

@@ -1,4 +1,4 @@
-"""How much memory a step takes at its peak, how much there is, and what would fit; and memory that is kept."""
+"""Peak memory of a training step, memory available, and the largest micro-batch that fits."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What a step takes at its peak, and what there is.
+    """Peak memory of a step, and the memory available.
 
     Attributes:
-        measured: Images at once that were measured, and the bytes that were taken.
-        at_once: Images that one process takes at once in this experiment.
-        per_image, peak: Bytes an image more takes, and that a step on `at_once` images takes.
-        prepared: Bytes of the batches that wait for the step, where they lie in the same memory.
-        room: Bytes that this process could have.
-        fits: The most images at once, with a tenth of the room left over; 0 where not even two fit.
+        measured: Peak bytes by size of the micro-batch, for the sizes that were measured.
+        micro_batch: Images of a micro-batch in this experiment.
+        per_image, peak: Bytes for each further image, and of a step on `micro_batch` images.
+        prepared: Bytes of prefetched batches, where they are in the same memory.
+        available: Bytes that this process can allocate in all.
+        fits: The largest micro-batch that leaves a tenth of that free; 0 where not even two images fit.
     """
 
     measured: dict[int, int]
-    at_once: int
+    micro_batch: int
     per_image: float
     peak: int
     prepared: int
-    room: int
+    available: int
     fits: int
 
     @classmethod
-    def of(cls, measured: dict[int, int], before: int, at_once: int, prepared: int, room: int) -> StepMemory:
-        """From two sizes, or from one and the bytes that were taken `before`."""
+    def of(cls, measured: dict[int, int], before: int, micro_batch: int, prepared: int, available: int) -> StepMemory:
+        """Estimates from two sizes, or from one and the bytes that were in use `before`."""
         few, many = min(measured), max(measured)
         growth = measured[many] - measured[few] if few < many else measured[many] - before
         per_image = max(1.0, growth / (many - few or many))
-        peak = measured[many] + round(per_image * (at_once - many))
-        fits = many + int((0.9 * room - prepared - measured[many]) // per_image)
-        return cls(measured, at_once, per_image, peak, prepared, room, fits if fits >= 2 else 0)
+        peak = measured[many] + round(per_image * (micro_batch - many))
+        fits = many + int((0.9 * available - prepared - measured[many]) // per_image)
+        return cls(measured, micro_batch, per_image, peak, prepared, available, fits if fits >= 2 else 0)
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int | None:
-    """Does `work` and returns the most bytes that were taken meanwhile, by all that there is and not by it alone.
+    """Runs `work` and returns the peak memory in bytes, including what was allocated before.
 
-    On a GPU what PyTorch has allocated on it, elsewhere this process's resident memory. None where the system does not
-    tell (anything but Linux and CUDA); the work is done all the same.
+    On a GPU the memory that PyTorch has allocated, elsewhere this process's resident memory. None where the system does
+    not report it (anything but Linux and CUDA); the work is run all the same.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    known = device.type == "cpu" and _forget_peak()
+    can_reset = device.type == "cpu" and _reset_peak()
     work()
-    return _status("VmHWM") if known else None
+    return _status("VmHWM") if can_reset else None
 
 
-def held(device: torch.device) -> int:
-    """Bytes that this process holds now, counted as `peak_of` does."""
+def allocated(device: torch.device) -> int:
+    """Bytes that this process has allocated now, as `peak_of` measures them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
 
 
-def room(device: torch.device) -> int:
-    """Bytes that this process could hold in all: what it has and what is free, within its container's limit."""
+def available(device: torch.device) -> int:
+    """Bytes that this process can allocate in all: allocated and free memory, within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     free = _field((PROC / "meminfo").read_text(), "MemAvailable")
-    return min([free, *_left_in_groups()]) + held(device)
+    return min([free, *_free_in_groups()]) + allocated(device)
 
 
-def _forget_peak() -> bool:
-    """Lets the peak of resident memory begin anew, without what is free but still held; whether the system can."""
-    with contextlib.suppress(AttributeError, OSError):  # glibc alone keeps freed memory, and can be told not to
+def _reset_peak() -> bool:
+    """Resets the peak of resident memory, after returning freed memory; returns whether the system supports it."""
+    with contextlib.suppress(AttributeError, OSError):  # only glibc has it, and only it keeps freed memory
         ctypes.CDLL(None).malloc_trim(0)
     try:
         (PROC / "self" / "clear_refs").write_text("5")
@@ -86,8 +86,8 @@ def _forget_peak() -> bool:
     return True
 
 
-def _left_in_groups() -> list[int]:
-    """What each control group (v2) that this process is in, and limited by, leaves it."""
+def _free_in_groups() -> list[int]:
+    """Free memory of each control group (v2) that limits this process."""
     left = []
     folder = CGROUPS / _own_group()
     for group in (folder, *folder.parents):
@@ -96,12 +96,12 @@ def _left_in_groups() -> list[int]:
             cached = _count((group / "memory.stat").read_text(), "inactive_file")
         except (OSError, ValueError):  # no limit there reads "max"
             continue
-        left.append(max(0, limit - used + cached))  # files read once are let go of first
+        left.append(max(0, limit - used + cached))  # the page cache is reclaimed first
     return left
 
 
 def _own_group() -> str:
-    """The path of this process's control group; empty for the root, and where there are none."""
+    """The path of this process's control group; empty for the root, or without control groups."""
     try:
         return (PROC / "self" / "cgroup").read_text().split("0::/", 1)[1].splitlines()[0]
     except (OSError, IndexError):

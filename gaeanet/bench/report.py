@@ -1,4 +1,4 @@
-"""What a bench found, in words: a table, the bottleneck and its remedy, memory and time of the whole run."""
+"""The report of a bench: a table, the bottleneck and its remedy, memory and time of the whole run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GIB = 2.0**30
 
 
 def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict[str, Any]:
-    """All that a bench has to say, as plain values: times in seconds, memory in bytes."""
+    """The results of a bench as plain values: times in seconds, memory in bytes."""
     hp, catalog, seconds = experiment.hyperparameters, source.catalog, findings.seconds
     steps = hp.epochs * steps_per_epoch(len(catalog.train), hp.global_batch_size)
     images = steps * hp.global_batch_size
@@ -34,12 +34,12 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
     run = sum(whole[part] for part in ("listing", "end to end", "validation", "checkpoint"))
     each = {"listing": len(catalog.train) + len(catalog.val), "checkpoint": images / writes}
     stages = {}
-    for stage, share in whole.items():
+    for stage, busy in whole.items():
         per_image = seconds[stage] / each.get(stage, 1)
         stages[stage] = {
             "seconds_per_image": per_image,
             "images_per_second": 1 / per_image,
-            "share": min(1.0, share / run),
+            "share": min(1.0, busy / run),
             "images_measured": findings.images.get(stage, 0),
         }
     bottleneck = _bottleneck(whole)
@@ -75,7 +75,7 @@ def _bottleneck(whole: dict[str, float]) -> str:
 
 
 def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findings) -> str:
-    """What to do about a bottleneck, in one sentence."""
+    """The remedy for a bottleneck, in one sentence."""
     hp, data, workers = experiment.hyperparameters, experiment.data, findings.facts["workers"]
     cores = usable_cores()
     cpu = findings.facts["device"].startswith("CPU")
@@ -119,17 +119,17 @@ def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findin
 
 
 def _memory(findings: Findings) -> dict[str, Any] | None:
-    found = findings.memory
-    if found is None:
+    memory = findings.memory
+    if memory is None:
         return None
     return {
-        "measured": {str(images): peak for images, peak in sorted(found.measured.items())},
-        "bytes_per_image": found.per_image,
-        "peak": found.peak,
-        "prepared_batches": found.prepared,
-        "room": found.room,
-        "head_room": found.room - found.peak - found.prepared,
-        "images_at_once_that_fit": found.fits,
+        "measured": {str(images): peak for images, peak in sorted(memory.measured.items())},
+        "bytes_per_image": memory.per_image,
+        "peak": memory.peak,
+        "prepared_batches": memory.prepared,
+        "room": memory.available,
+        "head_room": memory.available - memory.peak - memory.prepared,
+        "images_at_once_that_fit": memory.fits,
     }
 
 
@@ -148,28 +148,28 @@ def to_text(facts: dict[str, Any]) -> str:
         "",
         f"{'stage':<20} {'an image':>10} {'images/s':>12} {'busy':>6}",
     ]
-    for stage, found in facts["stages"].items():
+    for stage, measured in facts["stages"].items():
         if stage in ("reading", "transfer", "end to end"):
             lines.append("")
         name = "reading (generated)" if stage == "reading" and facts["generated"] else _NAMES.get(stage, stage)
-        row = f"{name:<20} {_time(found['seconds_per_image']):>10} "
-        lines.append(row + f"{_rate(found['images_per_second']):>12} {100 * found['share']:>4.0f} %")
+        row = f"{name:<20} {_time(measured['seconds_per_image']):>10} "
+        lines.append(row + f"{_rate(measured['images_per_second']):>12} {100 * measured['share']:>4.0f} %")
     run, bottleneck = facts["run"], facts["bottleneck"]
     lines += [
         "",
         f"bottleneck: {bottleneck['stage']}: {bottleneck['remedy']}",
-        f"memory: {_memory_words(facts)}",
+        f"memory: {_memory_text(facts)}",
         f"whole run: {_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
         f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
         f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
     ]
     measured = facts["stages"]["step"]["images_measured"]
     if measured < facts["global_batch_size"]:
-        lines.append(f"a step was measured with {measured:,} images and worked out for {facts['global_batch_size']:,}")
+        lines.append(f"a step was measured with {measured:,} images and extrapolated to {facts['global_batch_size']:,}")
     lines.append(
-        "busy: share of the whole run that a stage is at work; the pipeline works beside the step"
+        "busy: fraction of the whole run that a stage is at work; the pipeline works beside the step"
         if facts["workers"]
-        else "busy: share of the whole run that a stage is at work"
+        else "busy: fraction of the whole run that a stage is at work"
     )
     return "\n".join(lines)
 
@@ -177,20 +177,20 @@ def to_text(facts: dict[str, Any]) -> str:
 _NAMES = {"input": "= pipeline", "step": "= step"}
 
 
-def _memory_words(facts: dict[str, Any]) -> str:
-    found = facts["memory"]
-    if found is None:
+def _memory_text(facts: dict[str, Any]) -> str:
+    memory = facts["memory"]
+    if memory is None:
         return "not to be measured on this system"
-    at_once, sizes = facts["images_at_once"], list(found["measured"])
-    how = "measured" if str(at_once) in sizes else f"worked out from {' and '.join(sizes)}"
-    waiting = f" and {_size(found['prepared_batches'])} of waiting batches" if found["prepared_batches"] else ""
-    words = f"{_size(found['peak'])} for {at_once:,} images at once ({how}){waiting}, of {_size(found['room'])}"
-    fit = found["images_at_once_that_fit"]
-    if found["head_room"] >= 0:
-        return f"{words}: {_size(found['head_room'])} head-room; about {fit:,} at once would fit"
+    micro_batch, sizes = facts["images_at_once"], list(memory["measured"])
+    how = "measured" if str(micro_batch) in sizes else f"estimated from {' and '.join(sizes)}"
+    waiting = f" and {_size(memory['prepared_batches'])} of prefetched batches" if memory["prepared_batches"] else ""
+    text = f"{_size(memory['peak'])} for a micro-batch of {micro_batch:,} ({how}){waiting}, of {_size(memory['room'])}"
+    fit = memory["images_at_once_that_fit"]
+    if memory["head_room"] >= 0:
+        return f"{text}: {_size(memory['head_room'])} headroom; a micro-batch of about {fit:,} would fit"
     if fit:
-        return f"{words}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
-    return f"{words}: too little for two images at once: lower data.num_workers_train or the network's size"
+        return f"{text}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
+    return f"{text}: too little for a micro-batch of two: lower data.num_workers_train or the network's size"
 
 
 def _count(number: int, noun: str) -> str:

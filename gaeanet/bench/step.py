@@ -1,4 +1,4 @@
-"""The parts of a training step, timed inside of the step itself, and the memory that it takes."""
+"""Times the stages of a training step inside the step itself, and measures its memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaeanet.training.objective import Classification
 from gaeanet.training.step import Timer, step
 
 STEP = ("transfer", "forward", "backward", "optimizer")
-"""The parts of a step; the last is all that is neither of the others: clipping, the update, the average, counting."""
+"""The stages of a step; the last is all that remains: clipping, update, average, counters."""
 
 
 class Laps:
@@ -42,11 +42,11 @@ class Laps:
 
 
 class Steps:
-    """Steps of a learner on given images, over and over, at a rate of 0, which costs the same and keeps the weights.
+    """Repeated steps of a learner on given images, at a learning rate of 0: same cost, weights unchanged.
 
     Args:
         images: uint8 (3, size, size) each, as the augmentation makes them.
-        labels: To take labels from.
+        labels: Labels, repeated as needed.
 
     Attributes:
         count: Images in a step that is measured.
@@ -61,45 +61,46 @@ class Steps:
     ) -> None:
         self._learner, self._device = learner, learner.device
         self._objective = Classification(hp)
-        self._rates = still(hp, learner.device)
+        self._rates = idle_rates(hp, learner.device)
         self._images, self._labels = images, labels
         self.count = 2
 
-    def grow(self, at_once: int, side: int, prepared: int, seconds: float) -> memory.StepMemory | None:
-        """Finds how many images, `at_once` at most, a step can have in the memory there is and in a third of `seconds`.
+    def grow(self, micro_batch: int, side: int, prepared: int, seconds: float) -> memory.StepMemory | None:
+        """Sets `count` to the most images, up to `micro_batch`, that fit into memory and into a third of `seconds`.
 
-        On a GPU it begins with all of them, and halves them where they do not fit.
+        On a GPU it starts with `micro_batch` images, and halves them until they fit.
 
         Args:
-            side: Of the images for which memory is to be found.
-            prepared: Bytes of batches that will wait in the same memory.
+            side: Of the images, in pixels, with which memory is measured.
+            prepared: Bytes of prefetched batches in the same memory.
 
         Returns:
-            What memory they take; None where the system does not tell.
+            The memory of a step; None where the system does not report it.
         """
-        found: memory.StepMemory | None = None
+        estimate: memory.StepMemory | None = None
         peaks: dict[int, int] = {}
-        self.count = 2 if self._device.type == "cpu" else at_once
+        self.count = 2 if self._device.type == "cpu" else micro_batch
         self._first_step()
-        before = memory.held(self._device) if self._device.type in ("cpu", "cuda") else 0
+        before = memory.allocated(self._device) if self._device.type in ("cpu", "cuda") else 0
         while True:
-            work = self._whole_step(self.count, side)
+            work = self._full_step(self.count, side)
             peak = memory.peak_of(work, self._device)
             (took,) = repeated(work, 0)
             if peak is not None:
                 peaks[self.count] = peak
-                found = memory.StepMemory.of(peaks, before, at_once, prepared, memory.room(self._device))
-            fits = max(self.count, found.fits) if found else at_once
-            more = min(at_once, fits, 8 * self.count, int(self.count * seconds / 3 / took))
-            if len(peaks) == 1 and self.count == 2:  # one size tells too little of memory
-                more = max(more, min(4, at_once))
-            if more <= self.count or (more < 2 * self.count and more < at_once):
-                return found
+                available = memory.available(self._device)
+                estimate = memory.StepMemory.of(peaks, before, micro_batch, prepared, available)
+            fits = max(self.count, estimate.fits) if estimate else micro_batch
+            more = min(micro_batch, fits, 8 * self.count, int(self.count * seconds / 3 / took))
+            if len(peaks) == 1 and self.count == 2:  # one size does not separate the memory per image
+                more = max(more, min(4, micro_batch))
+            if more <= self.count or (more < 2 * self.count and more < micro_batch):
+                return estimate
             self.count = more
 
     def time(self, seconds: float) -> tuple[dict[str, float], float]:
-        """Seconds of each part of a step of `count` images, and of the whole: medians."""
-        work = self._whole_step(self.count)
+        """Median seconds of each stage of a step of `count` images, and of the full step."""
+        work = self._full_step(self.count)
         laps, rests = list[dict[str, float]](), list[float]()
 
         def timed() -> None:
@@ -109,19 +110,19 @@ class Steps:
             laps.append(lap.seconds)
 
         work()
-        # A GPU is held up where the clock is looked at between the parts: there the whole is timed apart.
-        apart = self._device.type != "cpu"
-        times = repeated(timed, seconds / 2 if apart else seconds)
-        if apart:
+        # Timing the stages synchronises a GPU between them: there the full step is timed separately.
+        separately = self._device.type != "cpu"
+        times = repeated(timed, seconds / 2 if separately else seconds)
+        if separately:
             times = repeated(work, seconds / 2)
-        parts = {stage: statistics.median(lap[stage] for lap in laps) for stage in STEP[:-1]}
-        return {**parts, STEP[-1]: statistics.median(rests)}, statistics.median(times)
+        stages = {stage: statistics.median(lap[stage] for lap in laps) for stage in STEP[:-1]}
+        return {**stages, STEP[-1]: statistics.median(rests)}, statistics.median(times)
 
     def _first_step(self) -> None:
-        """A step that builds and compiles what is to be, and begins the momenta."""
+        """Runs a step that compiles kernels and the network, and allocates the momenta."""
         while True:
             try:
-                self._whole_step(self.count)()
+                self._full_step(self.count)()
                 return
             except torch.OutOfMemoryError:
                 if self.count <= 2:
@@ -130,9 +131,9 @@ class Steps:
             self._learner.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
-    def _whole_step(self, count: int, side: int | None = None) -> Callable[..., None]:
+    def _full_step(self, count: int, side: int | None = None) -> Callable[..., None]:
         """A step on `count` images scaled to `side`, which takes a timer."""
-        block = torch.stack([self._images[place % len(self._images)] for place in range(count)])
+        block = torch.stack([self._images[k % len(self._images)] for k in range(count)])
         block = block.contiguous(memory_format=torch.channels_last)
         if side not in (None, block.shape[-1]):
             block = F.interpolate(block.float(), side).byte().contiguous(memory_format=torch.channels_last)
@@ -145,6 +146,6 @@ class Steps:
         return work
 
 
-def still(hp: Hyperparameters, device: torch.device) -> Rates:
-    """Rates under which a step costs what it always does, and moves no weight."""
+def idle_rates(hp: Hyperparameters, device: torch.device) -> Rates:
+    """Rates of 0 for the weights: a step costs the same and changes no weight."""
     return Rates.constant(Row(0.0, hp.drop_path_prob / 2, 1.0 - hp.ema_decay), device)

@@ -1,4 +1,4 @@
-"""Timing work that is repeated for as long as there is time."""
+"""Timing of repeated work within a time limit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 def repeated(work: Callable[[], object], seconds: float, *, most: int = 50, warm_up: bool = False) -> list[float]:
-    """Does `work` once, and again while `seconds` last, up to `most` times; returns the seconds of each.
+    """Runs `work` once, and again within `seconds`, up to `most` times; returns the seconds of each.
 
-    What would probably not be done in time is not begun. With `warm_up` it is done once more before, uncounted.
+    A repetition that would probably exceed the limit is not started. With `warm_up` one more runs first, not timed.
     """
     end, times = time.monotonic() + seconds, list[float]()
     if warm_up:
@@ -23,13 +23,13 @@ def repeated(work: Callable[[], object], seconds: float, *, most: int = 50, warm
     return times
 
 
-def as_many(number: float, most: int) -> int:
-    """The whole number below, but at least 1 and not more than `most`."""
+def clamped(number: float, most: int) -> int:
+    """`number` rounded down, at least 1 and at most `most`."""
     return max(1, min(most, int(number)))
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Synchronises with the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

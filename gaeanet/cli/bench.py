@@ -1,4 +1,4 @@
-"""`gaeanet bench`. Nothing here imports torch before a request has been found good."""
+"""`gaeanet bench`. torch is imported only after the request has been checked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gaeanet.runtime.imports import importing
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Measures each stage of training on this machine with these images: what limits it, and how long the run takes."""
+    """Measures each stage of training on this machine and data set: the bottleneck, and how long the run takes."""
     with importing():
         from gaeanet.config.experiment import load_experiment
         from gaeanet.data.sources.open import open_source
 
     if is_trial() or "WORLD_SIZE" in os.environ:
-        raise RequestError("bench: measures one process; start it by itself, not with torchrun or on a cluster")
+        raise RequestError("bench: measures one process; start it directly, not with torchrun or on a cluster")
     if not arguments.seconds >= 1:
-        raise RequestError(f"--seconds {arguments.seconds:g}: give it a second or more")
+        raise RequestError(f"--seconds {arguments.seconds:g}: must be 1 or more")
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
     check_job(experiment, "bench", arguments.config)
     began = time.perf_counter()
@@ -40,12 +40,12 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.cli.diagnose import explained
 
     run_dir = run_dir_of(experiment.name).absolute()
-    beside = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind then either
+    existing = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it removes its files
     try:
         with Console(stderr=True).status("", refresh_per_second=2) as status:
             measuring = Bench(experiment, source, arguments.seconds, lambda what: status.update(f"measuring {what}"))
-            findings = measuring.run(beside)
+            findings = measuring.run(existing)
     except (RuntimeError, OSError) as error:
         raise explained(error) or error from error
     finally:

@@ -29,7 +29,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
-    command = add_command(commands, "prepare", prepare, "bring images into shape")
+    command = add_command(commands, "prepare", prepare, "convert a data set to class folders or shards")
     command.add_argument("source", metavar="SOURCE", help="directory of archives, folders or shards, or a bucket's URL")
     command.add_argument("destination", metavar="DESTINATION", type=Path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")

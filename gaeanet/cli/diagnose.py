@@ -1,4 +1,4 @@
-"""Failures of the machine, told in one line with a remedy. What is not recognised here is a fault of the program."""
+"""One-line messages, with a remedy, for failures of the environment. Anything not recognised is a bug."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HINTS = (
     ),
     (
         r"dataloader worker.*(killed|exited unexpectedly)",
-        "a worker process was ended from outside, for lack of memory perhaps: lower data.num_workers_train",
+        "a worker process was killed, perhaps for lack of memory: lower data.num_workers_train",
     ),
     (
         r"connection (closed|reset) by peer|connection refused|\bgloo\b|\bnccl\b|socket timeout|timed out waiting",
@@ -32,9 +32,9 @@ _HINTS = (
 
 
 def explained(error: Exception) -> RunError | None:
-    """The error as a `RunError` with a remedy, or None where nothing is known about it."""
+    """The error as a `RunError` with a remedy; None for an error that is not recognised."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return RunError(f"{error.filename or 'a file'}: {reason(error)}: the disk is full; make room and --resume")
+        return RunError(f"{error.filename or 'a file'}: {reason(error)}: the disk is full; free space and --resume")
     if isinstance(error, (RuntimeError, OSError)):
         for pattern, hint in _HINTS:
             if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):

@@ -1,4 +1,4 @@
-"""The command line: commands and exit codes. Nothing here imports torch before a request has been found good."""
+"""The command line: commands and exit codes. torch is imported only after the request has been checked."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except GaeanetError as error:
         return _fail(error)
-    except BrokenPipeError:  # the reader of a pipe (head, less) has had enough
+    except BrokenPipeError:  # the reader of a pipe (head, less) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -51,14 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: GaeanetError) -> int:
-    """Says what went wrong; of several processes that refuse or stop alike, the first on each machine speaks."""
+    """Prints an error; where several processes refuse or stop alike, only the first on each machine prints."""
     rank = os.environ.get("RANK")
     if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
         if error.exit_code:
-            time.sleep(3)  # the launcher ends all when one has failed: let the first one speak before
+            time.sleep(3)  # the launcher ends all when one has failed: let the first one print before
     else:
-        speaker = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
-        # By this word a cluster's log_policies know what would fail again, however often it was started.
+        prefix = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
+        # A cluster's log_policies match this word, to not restart a trial that would fail again.
         refused = "refused: " if isinstance(error, RequestError) and is_trial() else ""
-        print(f"{speaker}: {refused}{shown(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
+        print(f"{prefix}: {refused}{shown(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
     return error.exit_code

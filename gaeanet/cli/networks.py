@@ -1,4 +1,4 @@
-"""`gaeanet describe` and `gaeanet import`. Nothing here imports torch before a request has been found good."""
+"""`gaeanet describe` and `gaeanet import`. torch is imported only after the request has been checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gaeanet.runtime.imports import importing
 
 
 def describe(arguments: argparse.Namespace) -> None:
-    """Says what a network is and costs and explains its cells; of two, how they differ."""
+    """Describes a network: its size, its cost, its cells; of two networks, how they differ."""
     with importing():
         from gaeanet.report.describe import compare, read_subject
         from gaeanet.report.describe import describe as describe_one
@@ -65,18 +65,21 @@ def add_commands(commands: Any) -> None:
         "checkpoint (default: gaea-imagenet); two are compared",
     )
     command.add_argument(
-        "--image-size", metavar="N", type=int, help="count at this size (default: the experiment's; 224 for a cell)"
+        "--image-size",
+        metavar="N",
+        type=int,
+        help="size for multiply-adds (default: the experiment's; 224 for a cell)",
     )
     command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add_command(commands, "import", import_, "take over weights from elsewhere", brief=True)
+    command = add_command(commands, "import", import_, "import weights of another project", brief=True)
     command.add_argument("file", metavar="FILE", type=Path, help="the file of weights")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to make")
-    command.add_argument("--genotype", help="the cell, where names and shapes do not tell")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to write")
+    command.add_argument("--genotype", help="the cell, where names and shapes do not identify it")
     command.add_argument(
         "--activation",
         choices=("relu", "swish", "hswish"),
         default="relu",
-        help="not to be seen in weights (default: relu)",
+        help="the activation, which weights do not show (default: relu)",
     )

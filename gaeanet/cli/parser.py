@@ -1,4 +1,4 @@
-"""The command line's parser: complaints are errors like all others, one line and exit code 2."""
+"""The command line's parser: its errors are like all others, one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_: str, *, brief: bool = False
 ) -> argparse.ArgumentParser:
-    """Adds a command that `run` does; its docstring is the command's description.
+    """Adds a command that calls `run`, whose docstring is the command's description.
 
     Args:
         brief: Whether it ends before there is any garbage worth collecting.

@@ -1,4 +1,4 @@
-"""`gaeanet train` and `gaeanet search`. Nothing here imports torch before a request has been found good."""
+"""`gaeanet train` and `gaeanet search`. torch is imported only after the request has been checked."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def search(arguments: argparse.Namespace) -> None:
-    """Searches for a cell (GAEA, PC-DARTS, DARTS); what it finds is in genotype.json of the run directory."""
+    """Searches for a cell (GAEA, PC-DARTS, DARTS); the result is genotype.json in the run directory."""
     _run(arguments, "search")
 
 
 def _run(arguments: argparse.Namespace, job: str) -> None:
-    """Starts or continues the run that a command line asks for."""
+    """Starts or resumes the run that a command line asks for."""
     experiment = _any_experiment(arguments, job)
     check_job(experiment, job, arguments.config)
     start(experiment, job, arguments.run_dir, resume=arguments.resume, continue_from=arguments.continue_from)
@@ -44,12 +44,12 @@ def start(
     resume: bool = False,
     continue_from: Path | None = None,
 ) -> Path:
-    """Starts or continues a run: `train`, or `search`; returns its directory when it has ended.
+    """Starts or resumes a run of a job, `train` or `search`; returns its directory when it has ended.
 
     Args:
         run_dir: None is runs/<name of the experiment>.
-        resume: Whether to continue the run that is there, if there is one.
-        continue_from: A checkpoint made elsewhere to continue from, while the run has none of its own.
+        resume: Whether to resume an existing run, if there is one.
+        continue_from: A checkpoint made elsewhere to resume from, while the run has none of its own.
     """
     with importing():
         from gaeanet.artifacts.directory import check_run_dir, checkpoint_to_continue, run_dir_of
@@ -67,7 +67,7 @@ def start(
         from gaeanet.data.sources.splits import image_shares
 
         image_shares(source, experiment.hyperparameters)
-    # torchrun and clusters start failed processes again with the same arguments: what they then find is their own run.
+    # torchrun and clusters restart failed processes with the same arguments: an existing run is then their own.
     mirror = None
     with ExitStack() as owning:
         if os.environ.get("RANK", "0") == "0" and not is_trial():
@@ -114,20 +114,20 @@ _EXAMPLES = {"train": "const", "search": "search"}
 
 
 def check_job(experiment: Experiment, job: str, config: str | Path | None) -> None:
-    """An experiment is one for `gaeanet search` or for all others.
+    """Checks that an experiment is for this job: `gaeanet search`, or any other command.
 
     Raises:
-        RequestError: It is not one for this job.
+        RequestError: It is not.
     """
     searches = experiment.hyperparameters.search is not None
-    where = config or "experiment"
+    name = config or "experiment"
     if searches and job != "search":
         raise RequestError(
-            f"{where}: hyperparameters.search makes this a search: gaeanet search {where}, or set it to null"
+            f"{name}: hyperparameters.search makes this a search: gaeanet search {name}, or set it to null"
         )
     if not searches and job == "search":
         raise RequestError(
-            f"{where}: no hyperparameters.search, which says how to search: add it (search: {{}} is GAEA's), as in "
+            f"{name}: no hyperparameters.search, which a search needs: add it (search: {{}} is GAEA's), as in "
             f"the recipe {_EXAMPLES[job]}"
         )
 
@@ -144,7 +144,7 @@ def _any_experiment(arguments: argparse.Namespace, job: str) -> Experiment:
         return load_experiment(arguments.config, [*arguments.set, *init, *track], arguments.data)
     if arguments.config or arguments.set or arguments.data or arguments.resume or arguments.run_dir:
         raise RequestError(
-            "on a cluster the submitted file says everything and trials resume by themselves: leave CONFIG, --data, "
+            "on a cluster the submitted file has all settings and trials resume by themselves: leave CONFIG, --data, "
             "--set, --run-dir and --resume out of entrypoint (det experiment create --config KEY=VALUE sets values)"
         )
     from gaeanet.runs.determined import read_experiment
@@ -153,7 +153,7 @@ def _any_experiment(arguments: argparse.Namespace, job: str) -> Experiment:
 
 
 def _mirror(location: str | None, resume: bool) -> Mirror | None:
-    """The bucket that the run is copied to, if there is to be one and it holds no other run."""
+    """The run's mirror in a bucket, if it has one; refuses a bucket that holds another run."""
     if location is None:
         return None
     from gaeanet.runs.mirror import Mirror
@@ -167,17 +167,17 @@ def _mirror(location: str | None, resume: bool) -> Mirror | None:
 
 
 def _add_run_options(command: argparse.ArgumentParser) -> None:
-    """Adds what all commands that start or continue a run understand."""
+    """Adds the options of all commands that start or resume a run."""
     command.add_argument(
         "config",
         metavar="CONFIG",
         type=Path,
         nargs="?",
-        help="the experiment file, or a recipe such as const (not on a cluster, which has it)",
+        help="the experiment file, or a recipe such as const (not on a cluster, which provides it)",
     )
     add_changes(command)
     command.add_argument(
-        "--run-dir", metavar="DIR", type=Path, help="where the run is kept (default: runs/<name of the experiment>)"
+        "--run-dir", metavar="DIR", type=Path, help="the run directory (default: runs/<name of the experiment>)"
     )
     command.add_argument(
         "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
@@ -186,10 +186,10 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
         "--continue-from",
         metavar="CHECKPOINT",
         type=Path,
-        help="go on exactly from a checkpoint made elsewhere, while the run has none of its own",
+        help="resume exactly from a checkpoint made elsewhere, while the run has none of its own",
     )
     command.add_argument(
-        "--track", metavar="TRACKER", action="append", help="tell another tracker too: tensorboard, or module:callable"
+        "--track", metavar="TRACKER", action="append", help="report to a tracker too: tensorboard, or module:callable"
     )
 
 

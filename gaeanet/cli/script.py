@@ -38,7 +38,7 @@ def train(
         config: An experiment file, or the experiment itself.
         overrides: `KEY=VALUE` each, as for `--set`; for a file only.
         data: A directory or a bucket's URL in place of `data.location`; for a file only.
-        run_dir: Where the run is kept; None is `runs/<name of the experiment>`.
+        run_dir: The run directory; None is `runs/<name of the experiment>`.
         resume: Whether to continue the run that is there, if there is one.
 
     Raises:
@@ -126,7 +126,7 @@ def predict(
         images: Files, or directories of images.
         weights: None is the kind that did better in validation.
         top: Classes an image.
-        batch_size: Images at once.
+        batch_size: Images of a batch.
 
     Returns:
         One dictionary an image: `image`, and either `top` (dictionaries with `index`, `class`, `name` and
@@ -137,13 +137,13 @@ def predict(
     """
     trained = _found(trained)
     kind = trained.kind(weights)
-    places = [os.fspath(place) for place in ([images] if isinstance(images, (str, os.PathLike)) else images)]
-    check_images(places, top, batch_size)
+    paths = [os.fspath(path) for path in ([images] if isinstance(images, (str, os.PathLike)) else images)]
+    check_images(paths, top, batch_size)
     with importing(torch=True):
         from gaeanet.evaluation.predict import images_of
         from gaeanet.evaluation.predict import predict as rows
 
-    return list(rows(trained, kind, images_of(places), batch=batch_size, top=top))
+    return list(rows(trained, kind, images_of(paths), batch=batch_size, top=top))
 
 
 def export(

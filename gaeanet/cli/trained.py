@@ -1,4 +1,4 @@
-"""The commands that use a trained network. Nothing here imports torch before a request has been found good."""
+"""The commands that use a trained network. torch is imported only after the request has been checked."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CHECKPOINT = (
 _WEIGHTS = "which weights (default: those that did better in the checkpoint's validation)"
 
 FORMS = ("timm", "onnx", "torch-export")
-"""What a network can be exported to."""
+"""The formats of an export."""
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes of this command; what fails in the machine meanwhile is told in one line."""
+    """Joins the processes of this command; reports failures of the environment in one line."""
     with importing(torch=True):
         from gaeanet.cli.diagnose import explained
         from gaeanet.runtime.processes import Processes
@@ -44,10 +44,10 @@ def joined() -> Iterator[Processes]:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Counts a trained network on validation images: accuracies with 95 % intervals, loss, calibration.
+    """Evaluates a trained network on validation images: accuracies with 95 % intervals, loss, calibration.
 
-    Without options the numbers are those of the run's log, to the last digit, on the same device; for a run that held
-    images out of its training split they are those of --minival.
+    Without options the numbers equal those of the run's log, to the last digit, on the same device; for a run that held
+    images out of its training split, with --minival.
     """
     with importing():
         from gaeanet.artifacts.find import find
@@ -59,7 +59,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--image-size {arguments.image_size}: the network needs 32 pixels or more")
     if arguments.crop is not None and not 0 < arguments.crop <= 1:
         raise RequestError(
-            f"--crop {arguments.crop:g}: the share of the image that is shown, more than 0 and at most 1"
+            f"--crop {arguments.crop:g}: the fraction of the image that is shown, more than 0 and at most 1"
         )
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise RequestError(f"--batch-size {arguments.batch_size}: must be 1 or more")
@@ -71,7 +71,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         theirs = list(other.classes or trained.classes or range(other.hyperparameters.num_classes))
         if theirs != list(trained.classes or theirs) or other.hyperparameters.num_classes != hp.num_classes:
             raise RequestError(
-                f"{arguments.compare}: knows other classes than {arguments.checkpoint}: nothing to compare"
+                f"{arguments.compare}: has other classes than {arguments.checkpoint}: nothing to compare"
             )
 
     with importing(torch=True):
@@ -90,7 +90,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Says what a trained network sees in images: the most probable classes of each."""
+    """Classifies images with a trained network: the most probable classes of each."""
     with importing():
         from gaeanet.artifacts.find import find
 
@@ -106,17 +106,17 @@ def predict(arguments: argparse.Namespace) -> None:
     show(rows, arguments.json)
 
 
-def check_images(places: Sequence[str], top: int, batch_size: int) -> None:
-    """Raises `RequestError` where this is nothing to predict."""
+def check_images(images: Sequence[str], top: int, batch_size: int) -> None:
+    """Raises `RequestError` where an input of a prediction is invalid."""
     if top < 1 or batch_size < 1:
         raise RequestError("--top and --batch-size must be 1 or more")
-    for place in places:
-        if place != "-" and not Path(place).exists():
-            raise RequestError(f"{place}: no such file or directory: name images, directories of images, or -")
+    for path in images:
+        if path != "-" and not Path(path).exists():
+            raise RequestError(f"{path}: no such file or directory: name images, directories of images, or -")
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Writes a trained network in a form that other tools read, and checks it against the network."""
+    """Exports a trained network to another format, and checks the outputs against the network's."""
     with importing():
         from gaeanet.artifacts.find import find
 
@@ -127,8 +127,8 @@ def export(arguments: argparse.Namespace) -> None:
     with importing(torch=True):
         from gaeanet.artifacts.export import export as run
 
-    for sentence in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
-        print(sentence)
+    for message in run(trained, arguments.destination, arguments.format, kind, arguments.fold_batchnorm):
+        print(message)
 
 
 def check_export(destination: Path, form: str, fold: bool) -> None:
@@ -136,7 +136,7 @@ def check_export(destination: Path, form: str, fold: bool) -> None:
     if destination.exists():
         raise RequestError(f"{destination} exists already: name a new destination")
     if form not in FORMS:
-        raise RequestError(f"{form}: not a form to export to; {did_you_mean(form, FORMS)}")
+        raise RequestError(f"{form}: not an export format; {did_you_mean(form, FORMS)}")
     if form == "timm" and fold:
         raise RequestError("--fold-batchnorm changes the layers, which timm builds itself: use onnx or torch-export")
     if form == "onnx":
@@ -146,7 +146,7 @@ def check_export(destination: Path, form: str, fold: bool) -> None:
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Makes one self-contained page of a run, or of several to compare: curves, images, confusions, recipe, cells."""
+    """Writes a self-contained page of a run, or of several to compare: curves, images, confusions, recipe, cells."""
     with importing():
         from gaeanet.artifacts.directory import REPORT, read_run
 
@@ -191,7 +191,7 @@ def add_commands(commands: Any) -> None:
         "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
     )
 
-    command = add_command(commands, "evaluate", evaluate, "count a trained network on validation images")
+    command = add_command(commands, "evaluate", evaluate, "evaluate a trained network on validation images")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
     command.add_argument("--data", metavar="LOCATION", help="where the images are (default: the run's own data)")
     command.add_argument(
@@ -199,27 +199,27 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--image-size", metavar="N", type=int, help="another side of the crop in pixels")
     command.add_argument(
-        "--crop", metavar="SHARE", type=float, help="another share of the resized image to show (default: 0.875)"
+        "--crop", metavar="FRACTION", type=float, help="another fraction of the resized image to show (default: 0.875)"
     )
-    command.add_argument("--batch-size", metavar="N", type=int, help="images at once (default: as in the run)")
+    command.add_argument("--batch-size", metavar="N", type=int, help="images of a batch (default: as in the run)")
     command.add_argument("--compare", metavar="OTHER", type=Path, help="test another network on the same images")
     command.add_argument("--per-class", action="store_true", help="a table of classes, worst first")
     command.add_argument(
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
     )
     command.add_argument(
-        "--minival", action="store_true", help="count the training images that the run held out, as its log does"
+        "--minival", action="store_true", help="evaluate on the training images that the run held out, as its log does"
     )
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
 
-    command = add_command(commands, "report", report, "make a page of a run, or of several")
+    command = add_command(commands, "report", report, "write a page of a run, or of several")
     command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
     command.add_argument(
         "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the only run directory)"
     )
-    command.add_argument("--no-images", action="store_true", help="from the logs alone, without looking at images")
+    command.add_argument("--no-images", action="store_true", help="from the logs alone, without reading images")
 
-    command = add_command(commands, "predict", predict, "name what is in images")
+    command = add_command(commands, "predict", predict, "classify images")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
     command.add_argument(
         "images",
@@ -229,14 +229,14 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
     command.add_argument("--top", metavar="N", type=int, default=5, help="classes an image (default: 5)")
-    command.add_argument("--batch-size", metavar="N", type=int, default=16, help="images at once (default: 16)")
+    command.add_argument("--batch-size", metavar="N", type=int, default=16, help="images of a batch (default: 16)")
     command.add_argument("--json", action="store_true", help="print a JSON object a line")
 
     command = add_command(commands, "export", export, "write a trained network for other tools")
     command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
     command.add_argument(
-        "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to make"
+        "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to write"
     )
-    command.add_argument("--format", choices=FORMS, default="timm", help="the form (default: timm)")
+    command.add_argument("--format", choices=FORMS, default="timm", help="the format (default: timm)")
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
     command.add_argument("--fold-batchnorm", action="store_true", help="fold batch norm into the convolutions")

@@ -198,7 +198,7 @@ def _compare(
 
 
 def to_json(facts: dict[str, Any]) -> str:
-    """The values as JSON; a number that is not finite is null, since JSON has no word for it."""
+    """The values as JSON; numbers that are not finite become null, since JSON lacks them."""
     return dumps(facts, indent=1)
 
 

@@ -87,6 +87,6 @@ def _two_sided(fewer: int, trials: int) -> float:
     """Probability that `trials` tosses of a fair coin split at least as unevenly as `fewer` to the rest."""
     if trials == 0:
         return 1.0
-    whole = math.lgamma(trials + 1) - trials * math.log(2)
-    tail = math.fsum(math.exp(whole - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1))
+    log_total = math.lgamma(trials + 1) - trials * math.log(2)
+    tail = math.fsum(math.exp(log_total - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1))
     return min(1.0, 2 * tail)

@@ -16,7 +16,7 @@ TAIL_EPOCHS = 5
 
 
 def cosine(epoch: float, epochs: int) -> float:
-    """(1 + cos(pi e / E)) / 2: the share of the initial rate at epoch e of E (Loshchilov & Hutter 2017)."""
+    """(1 + cos(pi e / E)) / 2: the fraction of the initial rate at epoch e of E (Loshchilov & Hutter 2017)."""
     return 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))
 
 
@@ -41,9 +41,9 @@ def staircase(epoch: float, gamma: float, decay_every: int) -> float:
 def _between_whole_epochs(schedule: Callable[[int], float], epoch: float) -> float:
     """The straight line between the values of `schedule` at the whole epochs around `epoch`."""
     below = math.floor(epoch)
-    share = epoch - below
+    fraction = epoch - below
     value = schedule(below)
-    return value if share == 0.0 else value + share * (schedule(below + 1) - value)
+    return value if fraction == 0.0 else value + fraction * (schedule(below + 1) - value)
 
 
 def learning_rate(

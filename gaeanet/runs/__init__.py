@@ -1,1 +1,1 @@
-"""Where a run is kept and followed: a directory, a cluster, a bucket, trackers."""
+"""Execution contexts of a run (a directory, a Determined trial), its mirror in a bucket, trackers."""

@@ -1,4 +1,4 @@
-"""A run as a trial on a Determined cluster. The only file that imports determined, and it does so on a cluster only."""
+"""The execution context of a Determined trial. Only this file imports determined, and only on a cluster."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stop
 from gaeanet.runs.local import Checkpoint, LocalContext
 
 TIME_METRIC = "epochs"
-"""What a searcher's `time_metric` is called; Determined's web UI also draws against it."""
+"""The name of a searcher's `time_metric`; Determined's web UI also plots against it."""
 
 
 def read_experiment() -> Experiment:
@@ -34,29 +34,31 @@ def read_experiment() -> Experiment:
     """
     info = _determined().get_cluster_info()
     if info is None:
-        raise RequestError("DET_TASK_TYPE says that this is a trial, but /run/determined does not: unset it")
+        raise RequestError("DET_TASK_TYPE is TRIAL, but there is no trial in /run/determined: unset it")
     experiment = experiment_from(
         {"name": f"trial-{info.trial.trial_id}", "data": info.user_data, "hyperparameters": info.trial.hparams}
     )
     if experiment.hyperparameters.checkpoint_bucket is not None:
         raise RequestError(
-            "experiment: hyperparameters.checkpoint_bucket: a cluster keeps checkpoints where checkpoint_storage says: "
+            "experiment: hyperparameters.checkpoint_bucket: a cluster stores checkpoints in checkpoint_storage: "
             "set that, and this to null"
         )
     return experiment
 
 
 def metrics_of(line: dict[str, Any]) -> dict[str, float]:
-    """What the master is told of a line of the log: its finite numbers under their names, and `TIME_METRIC`."""
+    """The metrics reported to the master for a line of the log: its finite numbers by name, and `TIME_METRIC`."""
     numbers = {key: value for key, value in line.items() if isinstance(value, (int, float)) and math.isfinite(value)}
     return {**numbers, TIME_METRIC: line["epoch"]}
 
 
 class DeterminedContext(LocalContext):
-    """A trial: the master takes its metrics and says when to stop; its directory ends with its container.
+    """The execution context of a trial: the master receives its metrics and decides when it stops.
 
-    Checkpoints are stored where the experiment's `checkpoint_storage` says, in the format of all others and with the
-    log and the experiment file beside them, so that one that was downloaded is as good as a run directory.
+    The run directory is lost with the container.
+
+    Checkpoints go to the experiment's `checkpoint_storage`, in the usual format and with the log and the experiment
+    file beside them, so that a downloaded one serves as a run directory.
     """
 
     def __init__(self, run_dir: Path, start: Path | None = None) -> None:
@@ -65,15 +67,15 @@ class DeterminedContext(LocalContext):
         core = determined.core
         self._newest: str | None = determined.get_cluster_info().latest_checkpoint
         self._resumed = False
-        self._told: dict[str, int] = {}
+        self._reported: dict[str, int] = {}
         self._epochs = 1
-        self._aside = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="progress")
         try:
             self._core = core.init(
                 distributed=core.DistributedContext.from_torch_distributed() if "WORLD_SIZE" in os.environ else None,
-                # The loop agrees after each step whether to stop; asking all through determined would cost more.
+                # The loop agrees on stopping after each step; asking determined on every process would cost more.
                 preempt_mode=core.PreemptMode.ChiefOnly,
-                # Without it determined writes files of its own, with a package (tensorboard) that it does not bring.
+                # Without it determined writes files of its own, with a package (tensorboard) that it does not install.
                 tensorboard_mode=core.TensorboardMode.MANUAL,
             )
             self._core.start()
@@ -84,17 +86,17 @@ class DeterminedContext(LocalContext):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._aside.shutdown()
+            self._background.shutdown()
             if self.processes.is_first and any(self._core.train.get_tensorboard_path().glob("*")):
-                time.sleep(1)  # determined copies once a second at most, and passes over what it is asked in between
+                time.sleep(1)  # determined copies once a second at most, and ignores requests in between
                 self._core.train.upload_tensorboard_files()
             self._core.close(kind, error, trace)
-        except Exception as problem:
+        except Exception as cause:
             message = (
-                f"the master did not take the last metrics: {_words(problem)}; started again, the trial repeats them"
+                f"the master did not accept the last metrics: {_describe(cause)}; a restarted trial reports them again"
             )
             if error is None or isinstance(error, Preempted):
-                raise RunError(message) from problem
+                raise RunError(message) from cause
             _note(message)
         finally:
             super().__exit__(kind, error, trace)
@@ -105,20 +107,20 @@ class DeterminedContext(LocalContext):
         failure = None
         if self.processes.is_first:
             self._link_tensorboard()
-            for line in self._untold(batches):
-                failure = failure or self._tell(line)
-        self._agree(failure)
+            for line in self._unreported(batches):
+                failure = failure or self._report_line(line)
+        self._raise_on_all(failure)
 
     def report(self, line: dict[str, Any]) -> None:
         super().report(line)
         failure = None
         if self.processes.is_first:
-            failure = self._tell(line)
-            # Aside, since it waits for an answer: a master that is away for minutes must not hold the training up.
+            failure = self._report_line(line)
+            # In the background, since it waits for a reply: a master that is down for minutes must not stall training.
             fraction = min(1.0, line["epoch"] / self._epochs)
-            self._aside.submit(self._core.train.report_progress, fraction).add_done_callback(_note_failed_progress)
+            self._background.submit(self._core.train.report_progress, fraction).add_done_callback(_note_failed_progress)
             self._core.train.upload_tensorboard_files()
-        self._agree(failure)
+        self._raise_on_all(failure)
 
     def save(
         self,
@@ -131,7 +133,7 @@ class DeterminedContext(LocalContext):
         keep_latest: int,
         note: Callable[[str], None],
     ) -> None:
-        """Stores a checkpoint from the first process; which ones stay is `checkpoint_storage`'s to say."""
+        """Stores a checkpoint from the first process; the policy of `checkpoint_storage` decides which ones stay."""
         failure = None
         if self.processes.is_first:
             try:
@@ -140,9 +142,10 @@ class DeterminedContext(LocalContext):
                 failure = str(error)
             except Exception as error:
                 failure = (
-                    f"the cluster did not store the checkpoint of step {step}: {_words(error)}; earlier ones are whole"
+                    f"the cluster did not store the checkpoint of step {step}: {_describe(error)}; earlier ones "
+                    "are intact"
                 )
-        self._agree(failure)
+        self._raise_on_all(failure)
         self._newest = self.processes.from_first(self._newest)
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
@@ -151,20 +154,20 @@ class DeterminedContext(LocalContext):
         try:
             with self._core.checkpoint.restore_path(self._newest) as path:
                 tensors, state = checkpoint.load(path)
-                self._bring_log(path)
+                self._restore_log(path)
         except GaeanetError:
             raise
         except Exception as error:
-            raise RunError(f"checkpoint {self._newest} cannot be fetched: {_words(error)}") from error
+            raise RunError(f"checkpoint {self._newest} cannot be fetched: {_describe(error)}") from error
         self._resumed = True
-        note(f"goes on from checkpoint {self._newest}")
+        note(f"resumes from checkpoint {self._newest}")
         return Path(self._newest), tensors, state
 
     def asked_to_stop(self) -> bool:
         return self.processes.is_first and self._core.preempt.should_preempt(auto_ack=False) is True
 
     def stopped(self, step: int, signal: str) -> Stopped:
-        """Tells the master, who wants this only once the state is safe, that the trial wishes to go on some time."""
+        """Acknowledges a preemption, so that the master resumes the trial later; only once the state is saved."""
         failure = None
         preempted = self.asked_to_stop()
         if preempted:
@@ -172,9 +175,10 @@ class DeterminedContext(LocalContext):
                 self._core.preempt.acknowledge_preemption_signal()
             except Exception as error:
                 failure = (
-                    f"the master did not hear that step {step} is saved as checkpoint {self._newest}: {_words(error)}"
+                    f"the master could not be notified that step {step} is saved as checkpoint {self._newest}: "
+                    f"{_describe(error)}"
                 )
-        self._agree(failure)
+        self._raise_on_all(failure)
         if self.processes.from_first(preempted):
             return Preempted(f"stopped by the cluster after step {step}, saved as checkpoint {self._newest}")
         return Stopped(
@@ -182,32 +186,32 @@ class DeterminedContext(LocalContext):
             "again from there while max_restarts allows it"
         )
 
-    def whereabouts(self) -> str:
+    def describe_outputs(self) -> str:
         return f"the last checkpoint, with log and experiment file: det checkpoint download {self._newest}"
 
-    def _tell(self, line: dict[str, Any]) -> str | None:
-        """Reports a line to the master; returns in words what went wrong with an earlier one."""
+    def _report_line(self, line: dict[str, Any]) -> str | None:
+        """Reports a line to the master; returns a message if an earlier one was not accepted."""
         kind, step = line["kind"], line["batches"]
-        if step <= self._told.get(kind, -1):  # after a rewind: the master takes a step once
+        if step <= self._reported.get(kind, -1):  # after a rewind: the master accepts a step once
             return None
         metrics, train = metrics_of(line), self._core.train
-        if left_out := [key for key, value in line.items() if isinstance(value, float) and key not in metrics]:
-            _note(f"step {step}: {', '.join(left_out)} not finite, and left out of what the master is told")
+        if omitted := [key for key, value in line.items() if isinstance(value, float) and key not in metrics]:
+            _note(f"step {step}: {', '.join(omitted)} not finite, not reported to the master")
         try:
             (train.report_validation_metrics if kind == "validation" else train.report_training_metrics)(step, metrics)
         except Exception as error:
             return (
-                f"the master did not take metrics reported before step {step}: {_words(error)}; started again, the "
-                "trial repeats them from its last checkpoint"
+                f"the master did not accept metrics reported before step {step}: {_describe(error)}; a restarted "
+                "trial reports them again from its last checkpoint"
             )
-        self._told[kind] = step
+        self._reported[kind] = step
         return None
 
-    def _untold(self, batches: int) -> list[dict[str, Any]]:
-        """Lines of the log, up to that step, of which the master may not know.
+    def _unreported(self, batches: int) -> list[dict[str, Any]]:
+        """Lines of the log, up to that step, that the master may not have.
 
-        Of another run's it knows nothing. Of its own it may have refused the last ones: what it is told travels aside,
-        and a refusal can show as late as after the next checkpoint.
+        It has none of another run's. It may have rejected the trial's own last ones: reports are sent in the
+        background, and a rejection can show as late as after the next checkpoint.
         """
         log = read_log(self.metrics_path)
         validated = [line["batches"] for line in log if line["kind"] == "validation" and line["batches"] < batches]
@@ -226,7 +230,7 @@ class DeterminedContext(LocalContext):
         return uuid
 
     def _link_tensorboard(self) -> None:
-        """Makes the run's tensorboard directory the one that determined copies to the checkpoint storage."""
+        """Makes the run's tensorboard directory the one that determined uploads to the checkpoint storage."""
         link, target = self.run_dir / TENSORBOARD, Path(self._core.train.get_tensorboard_path())
         target.mkdir(parents=True, exist_ok=True)
         if link.is_dir() and not link.is_symlink():
@@ -248,7 +252,7 @@ def _determined() -> Any:
     return determined
 
 
-def _words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {reason(error)}"
 
 
@@ -258,4 +262,4 @@ def _note(text: str) -> None:
 
 def _note_failed_progress(future: Future[None]) -> None:
     if error := future.exception():
-        _note(f"the master does not show progress: {reason(error)}; training goes on")
+        _note(f"the master does not show progress: {reason(error)}; training continues")

@@ -1,7 +1,7 @@
-"""Where a run lives: its processes, and the directory that holds what it leaves behind.
+"""The execution context of a run: its processes and its directory.
 
-`LocalContext` is all that the training loop knows of its surroundings; on a cluster, `DeterminedContext` (beside it, in
-`determined_context.py`) takes its place.
+The training loop sees its environment through `LocalContext` alone; on a cluster, `DeterminedContext`
+(`determined.py`) takes its place.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
 
 class LocalContext:
-    """A run on one machine or on several that torchrun ties together, in a directory that all of them see.
+    """The execution context on one machine, or on several under torchrun that share a file system.
 
     Attributes:
         run_dir: The run's directory.
-        processes: Those that share the run; the first one alone writes.
+        processes: The processes of the run; only the first one writes.
 
     Args:
-        mirror: Where the first process copies checkpoints and log to.
+        mirror: The bucket to which the first process copies checkpoints and log.
         start: A checkpoint to continue from as long as the run has none of its own.
     """
 
@@ -61,14 +61,14 @@ class LocalContext:
         return self.run_dir / CHECKPOINTS
 
     def begin(self, experiment: Experiment, batches: int) -> None:
-        """Writes the resolved experiment file, and cuts the log back to what had happened after `batches` steps."""
+        """Writes the resolved experiment file, and truncates the log to the first `batches` steps."""
         if not self.processes.is_first:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
         (self.run_dir / CONFIG).write_text(experiment.to_yaml(), encoding="utf-8")
-        kept = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
+        lines = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
         draft = self.run_dir / f".{METRICS}.{os.getpid()}"
-        draft.write_text("".join(dumps(line) + "\n" for line in kept), encoding="utf-8")
+        draft.write_text("".join(dumps(line) + "\n" for line in lines), encoding="utf-8")
         draft.replace(self.metrics_path)
 
     def report(self, line: dict[str, Any]) -> None:
@@ -92,10 +92,10 @@ class LocalContext:
 
         Args:
             step, tensors, state: See `checkpoint.save`.
-            best: The step that `best` shall lead to.
+            best: The step that the link `best` is to point to.
             keep: Steps whose checkpoints must stay.
             keep_latest: How many of the newest stay beside them.
-            note: Told of a copy to a bucket that failed; the next one is tried all the same.
+            note: Receives a message if a copy to the bucket failed; the next one is tried all the same.
 
         Raises:
             RunError: On every process, where the first one could not write.
@@ -103,80 +103,80 @@ class LocalContext:
         failure = None
         if self.processes.is_first:
             if self._mirror and (problem := self._mirror.wait()):
-                note(f"the last copy to the bucket failed: {problem}; the checkpoint itself is whole")
+                note(f"the last copy to the bucket failed: {problem}; the checkpoint itself is intact")
             try:
                 path = checkpoint.save(self.checkpoints, step, tensors, state)
                 checkpoint.point(self.checkpoints, "latest", path)
-                # The best may have been of the run that this one goes on from.
+                # The best may have been of the run that this one continues.
                 if best is not None and (target := path.with_name(checkpoint.name_of(best))).exists():
                     checkpoint.point(self.checkpoints, "best", target)
                 checkpoint.prune(self.checkpoints, keep_latest, keep)
                 if self._mirror:
-                    left = [kept.name for kept in checkpoint.checkpoints(self.checkpoints)]
-                    self._mirror.copy(path, self.metrics_path, left)
+                    names = [entry.name for entry in checkpoint.checkpoints(self.checkpoints)]
+                    self._mirror.copy(path, self.metrics_path, names)
             except RunError as error:
                 failure = str(error)
-        self._agree(failure)
+        self._raise_on_all(failure)
 
     def finish(self) -> None:
-        """Waits for what is still under way; raises `RunError` on every process where it failed."""
+        """Waits for the last copy to the bucket; raises `RunError` on every process where it failed."""
         problem = self._mirror.wait() if self._mirror else None
-        self._agree(problem and f"everything is in {self.run_dir}, but its copy is not whole: {problem}")
+        self._raise_on_all(problem and f"everything is in {self.run_dir}, but its mirror is incomplete: {problem}")
 
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
-        """The newest whole checkpoint, read and verified; `note` is told of damaged ones that were passed over.
+        """The newest intact checkpoint, loaded and verified; `note` receives a message for each damaged one skipped.
 
         Raises:
-            RequestError: The first process found one that this process does not see.
+            RequestError: The first process has one that this process cannot see.
         """
-        found: Checkpoint | None = None
+        newest: Checkpoint | None = None
         failure = None
         if self.processes.is_first:
             try:
                 self._fetch(note)
             except RunError as error:
                 failure = str(error)
-        self._agree(failure)
+        self._raise_on_all(failure)
         if self.processes.is_first:
             for path in reversed(checkpoint.checkpoints(self.checkpoints)):
                 try:
-                    found = path, *checkpoint.load(path)
+                    newest = path, *checkpoint.load(path)
                     break
                 except RequestError as error:
-                    note(f"passed over a damaged checkpoint: {error}")
-        path = self.processes.from_first(found[0] if found else self._start)
-        if path is not None and found is None:
-            found = path, *checkpoint.load(path)
+                    note(f"skipped a damaged checkpoint: {error}")
+        path = self.processes.from_first(newest[0] if newest else self._start)
+        if path is not None and newest is None:
+            newest = path, *checkpoint.load(path)
         if path is not None and path == self._start:
-            self._bring_log(path)
-            note(f"goes on from {path}")
-        return found
+            self._restore_log(path)
+            note(f"resumes from {path}")
+        return newest
 
-    def _agree(self, failure: str | None) -> None:
-        """Fails on every process with what the first one met."""
+    def _raise_on_all(self, failure: str | None) -> None:
+        """Raises `RunError` on every process where the first one has failed."""
         if failure := self.processes.from_first(failure):
             raise RunError(failure)
 
     def _fetch(self, note: Callable[[str], None]) -> None:
         if self._mirror and (names := self._mirror.fetch(self.run_dir)):
-            note(f"brought {', '.join(names)} from {self._mirror.location}")
+            note(f"downloaded {', '.join(names)} from {self._mirror.location}")
 
     def asked_to_stop(self) -> bool:
-        """Whether this process knows, other than by a signal, that the run is to be stopped."""
+        """Whether this process has been asked to stop other than by a signal."""
         return False
 
     def stopped(self, step: int, signal: str) -> Stopped:
-        """What to end a stopped run with, once it is saved; `signal` names what stopped it."""
+        """The exception that ends a stopped run, once it is saved; `signal` names what stopped it."""
         return Stopped(f"stopped by {signal} after step {step}, state saved in {self.run_dir}: run again with --resume")
 
-    def whereabouts(self) -> str:
-        """Where all that the run leaves is to be found, in a sentence."""
-        found = f"{GENOTYPE}, " if (self.run_dir / GENOTYPE).exists() else ""
-        files = f"{found}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
+    def describe_outputs(self) -> str:
+        """A message that says where the run's outputs are."""
+        genotype = f"{GENOTYPE}, " if (self.run_dir / GENOTYPE).exists() else ""
+        files = f"{genotype}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
         return f"everything is in {self.run_dir}: {files}"
 
-    def _bring_log(self, path: Path) -> None:
-        """Makes the log that came with a checkpoint the run's own: it reads as if the run had never moved."""
+    def _restore_log(self, path: Path) -> None:
+        """Copies the log stored with a checkpoint into the run directory, so that it has no gap."""
         log = log_beside(path)
         if self.processes.is_first and log is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def owned(run_dir: Path) -> Iterator[None]:
     """
     try:
         file = open(run_dir / LOCK, "a+")  # noqa: SIM115 (closed below)
-    except OSError:  # it cannot be written: what writes there next says so
+    except OSError:  # not writable: the next write there reports it
         yield
         return
     with file:

@@ -1,7 +1,7 @@
-"""A second home for a run, in a bucket: what a new machine continues from when the first one is gone.
+"""The mirror of a run in a bucket, from which another machine resumes when the first one is lost.
 
 Below the location lie `metrics.jsonl` and `checkpoints/step-.../`, as in a run directory. A checkpoint's manifest is
-written last and removed first, so one that has a manifest is whole. Copies travel in the background, one at a time.
+written last and removed first, so one that has a manifest is complete. Uploads run in the background, one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PATIENCE = Patience(timeout=300.0)
 
 
 class Mirror:
-    """The copy of a run at `location`; only one process may write it.
+    """A run's copy at `location`; only one process may write it.
 
     Raises:
         RequestError: The location is not a bucket's, or the bucket cannot be reached.
@@ -38,25 +38,25 @@ class Mirror:
         return self._client.location
 
     def checkpoints(self) -> dict[str, list[str]]:
-        """The whole checkpoints that lie there, oldest first: name to file names."""
-        found: dict[str, list[str]] = {}
+        """The complete checkpoints in the bucket, oldest first: name to file names."""
+        files_of: dict[str, list[str]] = {}
         for entry in self._client.list(CHECKPOINTS):
             _, _, below = entry.key.partition("/")
             name, slash, file = below.partition("/")
             if slash and NAME.fullmatch(name) and "/" not in file and stays_inside(file):  # nothing else is ours
-                found.setdefault(name, []).append(file)
-        return {name: files for name, files in sorted(found.items()) if MANIFEST in files}
+                files_of.setdefault(name, []).append(file)
+        return {name: files for name, files in sorted(files_of.items()) if MANIFEST in files}
 
     def copy(self, checkpoint: Path, log: Path, keep: Iterable[str]) -> None:
-        """Starts to copy a checkpoint directory and the log, then to remove all checkpoints but it and `keep`.
+        """Starts to upload a checkpoint directory and the log, then to remove all checkpoints but it and `keep`.
 
-        Call `wait` first: a copy still under way may need files that the caller is about to remove.
+        Call `wait` first: an upload still running may need files that the caller is about to remove.
         """
         assert self._copying is None
         self._copying = self._thread.submit(self._copy, checkpoint, log, {checkpoint.name, *keep})
 
     def wait(self) -> str | None:
-        """Waits for the copy under way; what went wrong with it, None if nothing did."""
+        """Waits for the upload that is running; returns the message of its failure, None for success."""
         copying, self._copying = self._copying, None
         if copying is None:
             return None
@@ -67,21 +67,21 @@ class Mirror:
         return None
 
     def fetch(self, run_dir: Path) -> list[str]:
-        """Brings checkpoints that the run directory lacks, and the log where they are newer; returns their names.
+        """Downloads checkpoints that the run directory lacks, and the log where they are newer; returns their names.
 
         Raises:
             RunError: An object cannot be read, or the directory cannot be written.
         """
         folder = run_dir / CHECKPOINTS
-        there = self.checkpoints()
-        missing = [name for name in there if not (folder / name).exists()]
+        mirrored = self.checkpoints()
+        missing = [name for name in mirrored if not (folder / name).exists()]
         if not missing:
             return []
         newest = max((path.name for path in folder.glob("step-*")), default="")
         for name in missing:
             draft = folder / f".{name}.fetched"
             draft.mkdir(parents=True, exist_ok=True)
-            for file in there[name]:
+            for file in mirrored[name]:
                 (draft / file).write_bytes(self._client.get(f"{CHECKPOINTS}/{name}/{file}", lambda _: None))
             draft.rename(folder / name)
         if missing[-1] > newest and self._client.head(METRICS):

@@ -1,8 +1,8 @@
 """Trackers that follow a run beside its log: TensorBoard, or any other through the same three methods.
 
-The log of record is metrics.jsonl; whatever a tracker does, and however it fails, the run goes on. Another tracker is
-an importable callable without arguments that returns an object with the methods of `Sink`, named in the experiment
-file as `module:callable`.
+The log of record is metrics.jsonl; a run continues however a tracker fails. Another tracker is an importable callable
+without arguments that returns an object with the methods of `Tracker`, named in the experiment file as
+`module:callable`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from gaeanet.errors import RequestError, reason
 Line = dict[str, Any]
 
 
-class Sink(Protocol):
-    """What a tracker does."""
+class Tracker(Protocol):
+    """The interface of a tracker."""
 
     def begin(self, run_dir: Path, batches: int) -> None:
-        """The run starts or goes on after `batches` steps; later ones that were told before have not happened."""
+        """The run starts or resumes after `batches` steps; later ones reported before are void."""
 
     def line(self, line: Line) -> None:
         """A line of the log: numbers and texts by name."""
@@ -42,7 +42,7 @@ class TensorBoard:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.close()
-        # What a killed process had told after its last checkpoint is taken back, as in the log.
+        # Purges what a killed process had reported after its last checkpoint, as in the log.
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=batches + 1)
 
     def line(self, line: Line) -> None:
@@ -57,42 +57,42 @@ class TensorBoard:
             self._writer.close()
 
 
-class Sinks:
-    """The trackers of a run; one that fails is said to have failed, and is left out from there on.
+class Trackers:
+    """The trackers of a run; one that raises is reported and dropped.
 
     Args:
-        names: As `hyperparameters.track` has them.
-        say: Takes a sentence.
+        names: As in `hyperparameters.track`.
+        log: Receives a message for each tracker that is dropped.
     """
 
-    def __init__(self, names: Sequence[str], say: Callable[[str], None]) -> None:
-        self._say = say
-        self._sinks: dict[str, Sink] = {}
+    def __init__(self, names: Sequence[str], log: Callable[[str], None]) -> None:
+        self._log = log
+        self._trackers: dict[str, Tracker] = {}
         for name in names:
-            self._try(name, lambda name=name: self._sinks.__setitem__(name, factory_of(name)()))  # type: ignore[misc]
+            self._try(name, lambda name=name: self._trackers.__setitem__(name, factory_of(name)()))  # type: ignore[misc]
 
     def begin(self, run_dir: Path, batches: int) -> None:
-        for name, sink in list(self._sinks.items()):
-            self._try(name, lambda sink=sink: sink.begin(run_dir, batches))  # type: ignore[misc]
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda tracker=tracker: tracker.begin(run_dir, batches))  # type: ignore[misc]
 
     def line(self, line: Line) -> None:
-        for name, sink in list(self._sinks.items()):
-            self._try(name, lambda sink=sink: sink.line(line))  # type: ignore[misc]
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda tracker=tracker: tracker.line(line))  # type: ignore[misc]
 
     def close(self) -> None:
-        for name, sink in list(self._sinks.items()):
-            self._try(name, lambda sink=sink: sink.close())  # type: ignore[misc]
+        for name, tracker in list(self._trackers.items()):
+            self._try(name, lambda tracker=tracker: tracker.close())  # type: ignore[misc]
 
     def _try(self, name: str, act: Callable[[], None]) -> None:
         try:
             act()
         except Exception as error:  # a tracker is not worth a run
-            self._sinks.pop(name, None)
-            self._say(f"{name} is not told any more: {reason(error)}; metrics.jsonl has everything")
+            self._trackers.pop(name, None)
+            self._log(f"{name} is dropped: {reason(error)}; metrics.jsonl is complete")
 
 
-def factory_of(name: str) -> Callable[[], Sink]:
-    """What makes the tracker called `name`; raises `RequestError` where it cannot be had."""
+def factory_of(name: str) -> Callable[[], Tracker]:
+    """The factory of the tracker `name`; raises `RequestError` where it cannot be imported."""
     if name == "tensorboard":
         if importlib.util.find_spec("tensorboard") is None:
             raise RequestError(
@@ -103,7 +103,7 @@ def factory_of(name: str) -> Callable[[], Sink]:
     if not colon:
         raise RequestError(f"hyperparameters.track: {name} is neither tensorboard nor of the form module:callable")
     try:
-        found: Callable[[], Sink] = getattr(importlib.import_module(module), attribute)
+        factory: Callable[[], Tracker] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise RequestError(f"hyperparameters.track: {name} cannot be imported: {reason(error)}") from None
-    return found
+    return factory

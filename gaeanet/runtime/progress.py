@@ -46,7 +46,7 @@ class LiveLine:
         if self._live:
             self._live.stop()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Prints a line that stays."""
         self._console.print(text, markup=False)
 

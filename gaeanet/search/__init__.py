@@ -1,1 +1,1 @@
-"""The search that finds a cell: weight sharing over the DARTS space (Li et al. 2020, arXiv 2004.07802)."""
+"""Architecture search: weight sharing over the DARTS search space (Li et al. 2020, arXiv 2004.07802)."""

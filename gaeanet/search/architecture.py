@@ -1,4 +1,4 @@
-"""The architecture: weights on simplices, and the steps that move them.
+"""The architecture parameters: weights on simplices, and their updates.
 
 GAEA (Li et al. 2020, arXiv 2004.07802, section 3) keeps the weights themselves and moves them by mirror descent with
 the entropy's mirror map, which is exponentiated gradient: p <- p * exp(-rate * gradient), each row normalised. The
@@ -40,15 +40,15 @@ def exponentiated_gradient(weights: Tensor, gradient: Tensor, rate: float) -> Te
 
 
 def entropy(rows: Tensor) -> Tensor:
-    """Of each row of a simplex in nats, (rows,): log(n) where all are equal, 0 where one has everything."""
+    """Entropy of each row of a simplex in nats, (rows,): log(n) for a uniform row, 0 for a one-hot row."""
     return -torch.xlogy(rows, rows).sum(-1)
 
 
 class Architecture:
-    """What the search knows of both cells.
+    """The architecture parameters of both cells, and their optimizer.
 
     Attributes:
-        parameters: What learns: weights (`gaea`) or logits; each cell's operations (edges, candidates), then, unless
+        parameters: Weights (`gaea`) or logits; each cell's operations (edges, candidates), then, unless
             the method is `darts`, each cell's edges (edges,). They start uniform.
     """
 
@@ -70,7 +70,7 @@ class Architecture:
                 lr=self._rate,
                 betas=BETAS,
                 weight_decay=WEIGHT_DECAY,
-                capturable=device.type == "cuda",  # its counter on the device, where a step can be taken back
+                capturable=device.type == "cuda",  # its counter on the device, where a step can be undone
             )
 
     def mixture(self) -> Mixture:
@@ -82,7 +82,7 @@ class Architecture:
         if self._method == "darts":
             ones = torch.ones(len(EDGES), device=self._device, dtype=self._dtype)
             return [*operations, ones, ones]
-        return [*operations, *(torch.cat([part.softmax(0) for part in _by_node(logits)]) for logits in edges)]
+        return [*operations, *(torch.cat([group.softmax(0) for group in _by_node(logits)]) for logits in edges)]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
@@ -105,8 +105,8 @@ class Architecture:
 
     @torch.no_grad()
     def weights(self) -> Weights:
-        """The mixture in plain numbers."""
-        normal, reduce, *edges = (part.tolist() for part in self.mixture())
+        """The mixture as plain numbers."""
+        normal, reduce, *edges = (tensor.tolist() for tensor in self.mixture())
         return {cell: CellWeights(rows, ends) for cell, rows, ends in zip(CELLS, (normal, reduce), edges)}
 
     @torch.no_grad()
@@ -119,12 +119,12 @@ class Architecture:
         return float(entropy(torch.cat(list(operations))).mean()), edges
 
     def snapshot(self) -> list[Tensor]:
-        """Copies of all that a step changes, in the order of `_changing`."""
+        """Copies of all tensors that a step changes, in the order of `_changing`."""
         return [tensor.detach().clone() for tensor in self._changing()]
 
     @torch.no_grad()
     def restore_unless(self, finite: Tensor, before: Sequence[Tensor]) -> None:
-        """Takes everything back to a snapshot where `finite` (0-d bool) is false; nothing waits for the device."""
+        """Restores a snapshot where `finite` (0-d bool) is false; nothing waits for the device."""
         for number, tensor in enumerate(self._changing()):
             # Adam's moments are made by its first step: before it they are zero.
             old = before[number] if number < len(before) else torch.zeros_like(tensor)
@@ -135,7 +135,7 @@ class Architecture:
         return [*self.parameters, *(value for state in moments for value in state.values())]
 
     def saved(self) -> dict[str, Tensor]:
-        """Everything by name, as a checkpoint keeps it."""
+        """All tensors by name, as a checkpoint keeps them."""
         tensors = {f"{number}": parameter.detach().clone() for number, parameter in enumerate(self.parameters)}
         if self._adam is not None:
             for number, values in self._adam.state_dict()["state"].items():
@@ -144,22 +144,22 @@ class Architecture:
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes over what `saved` gave; raises KeyError or RuntimeError where it is another method's."""
+        """Loads what `saved` gave; raises KeyError or RuntimeError where it is another method's."""
         for number, parameter in enumerate(self.parameters):
             parameter.copy_(tensors[f"{number}"])
         if self._adam is not None:
             moments: dict[int, dict[str, Any]] = {}
             for name, value in tensors.items():
-                place, _, what = name.partition(".")
-                if what:
-                    moments.setdefault(int(place), {})[what] = value.clone()
+                index, _, moment = name.partition(".")
+                if moment:
+                    moments.setdefault(int(index), {})[moment] = value.clone()
             self._adam.load_state_dict({**self._adam.state_dict(), "state": moments})
 
 
 def _by_node(edges: Tensor) -> Sequence[Tensor]:
-    """A value for each edge (edges,), in parts of those into one node."""
-    parts: Sequence[Tensor] = edges.split([len(into) for into in INTO])
-    return parts
+    """Values of the edges (edges,), split by the node that the edges enter."""
+    groups: Sequence[Tensor] = edges.split([len(into) for into in INTO])
+    return groups
 
 
 def mixture_of(weights: Weights, device: torch.device, dtype: torch.dtype = torch.float32) -> Mixture:

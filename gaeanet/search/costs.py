@@ -1,4 +1,4 @@
-"""What a found cell costs in the network that the paper evaluates on ImageNet: 48 channels, 14 cells, 224 pixels.
+"""The cost of a genotype in the network that the paper trains on ImageNet: 48 channels, 14 cells, 224 pixels.
 
 A network's cost is that of a network of pools, plus what each operation adds to it. Counting a network layer by layer
 (`counting.count`) takes seconds, and a search that keeps to a limit looks at thousands of cells.
@@ -22,18 +22,18 @@ from gaeanet.models.operations import build_operation
 from gaeanet.search.discretize import Budget
 
 CHANNELS, LAYERS, SIZE = 48, 14, 224
-IN_WORDS = f"{CHANNELS} channels, {LAYERS} cells, {SIZE} px"
+REFERENCE = f"{CHANNELS} channels, {LAYERS} cells, {SIZE} px"
 
 
 class Cost(NamedTuple):
-    """Of the ImageNet network, without an auxiliary tower."""
+    """Parameters and multiply-adds of the ImageNet network, without an auxiliary tower."""
 
     parameters: int
     multiply_adds: int
 
 
 def cost_of(genotype: Genotype) -> Cost:
-    """What `counting.count` would say of the ImageNet network of a genotype in this search space."""
+    """The cost of a genotype of this search space, equal to `counting.count` of its ImageNet network."""
     parameters, multiply_adds = _of_pools()
     for cell in CELLS:
         for number, (operation, source) in enumerate(getattr(genotype, cell)):
@@ -53,7 +53,7 @@ def budget(millions: float | None) -> Budget | None:
 
 @cache
 def _of_pools() -> Cost:
-    """The network whose edges carry pools only, which add nothing."""
+    """The cost of the network whose edges are all pools, which add nothing."""
     pools = tuple(Edge("max_pool_3x3", source) for _ in CONCAT for source in (0, 1))
     genotype = Genotype(pools, CONCAT, pools, CONCAT)
     network = CellNetwork(1000, genotype=genotype, init_channels=CHANNELS, layers=LAYERS, device=torch.device("meta"))
@@ -63,7 +63,7 @@ def _of_pools() -> Cost:
 
 @cache
 def _table() -> dict[str, list[list[Cost]]]:
-    """What each operation on each edge adds over all cells of its kind: [cell][edge][candidate]."""
+    """The cost that each operation on each edge adds, over all cells of its kind: [cell][edge][candidate]."""
     table = {cell: [[Cost(0, 0)] * len(CANDIDATES) for _ in EDGES] for cell in CELLS}
     for cell, width, side in _layers():
         for row, (source, _) in zip(table[cell], EDGES):
@@ -86,7 +86,7 @@ def _layers() -> Iterator[tuple[str, int, int]]:
 
 @cache
 def _added(candidate: str, width: int, side: int, *, halves: bool) -> Cost:
-    """By one operation that writes a map of `width` channels, `side` pixels wide."""
+    """The cost of one operation that writes a map of `width` channels, `side` pixels wide."""
     if candidate not in OPERATIONS:
         return Cost(0, 0)  # none
     stride = 2 if halves else 1

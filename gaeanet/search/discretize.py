@@ -1,4 +1,4 @@
-"""From the weights of a search to a genotype, within a budget of multiply-adds where one is given.
+"""Discretization: from architecture weights to a genotype, within a budget of multiply-adds if there is one.
 
 The rule of the DARTS family (Liu et al. 2019, arXiv 1806.09055, section 2.4; Xu et al. 2020 for edge weights): a node
 keeps the two incoming edges of greatest strength, the edge's weight times that of its strongest operation other than
@@ -20,12 +20,12 @@ from gaeanet.errors import RequestError
 
 @dataclass(frozen=True)
 class Budget:
-    """What a cell may cost.
+    """A limit on a network's multiply-adds, and what each operation costs.
 
     Attributes:
         base: Multiply-adds of the network whatever its cells' operations are.
         costs: For each cell, edge and candidate, what that operation adds: [cell][edge][candidate].
-        most: Multiply-adds that the network may have.
+        most: Largest number of multiply-adds of the network.
 
     Raises:
         RequestError: No cell fits.
@@ -53,7 +53,7 @@ class Budget:
 
 
 def discretize(weights: Weights, budget: Budget | None = None) -> Genotype:
-    """The genotype that the weights of both cells stand for; a node's edges are in the order of their inputs.
+    """The genotype that the weights of both cells encode; a node's edges are in the order of their inputs.
 
     Of equal strengths, the earlier input and the earlier candidate win.
     """
@@ -64,7 +64,7 @@ def discretize(weights: Weights, budget: Budget | None = None) -> Genotype:
 
 
 class _Choice(NamedTuple):
-    """Operations chosen so far: what they cost, the sum of their strengths, and (edge, candidate) of each."""
+    """Operations chosen so far: their cost, the sum of their strengths, and (edge, candidate) of each."""
 
     cost: int
     strength: float
@@ -76,12 +76,12 @@ def _strongest(cell: CellWeights, into: Sequence[int]) -> list[tuple[int, int]]:
     best = [
         (max(range(1, len(CANDIDATES)), key=lambda candidate: cell.operations[edge][candidate]), edge) for edge in into
     ]
-    kept = sorted(best, key=lambda pick: (-cell.edges[pick[1]] * cell.operations[pick[1]][pick[0]], pick[1]))[:2]
-    return sorted((edge, candidate) for candidate, edge in kept)
+    strongest = sorted(best, key=lambda pick: (-cell.edges[pick[1]] * cell.operations[pick[1]][pick[0]], pick[1]))[:2]
+    return sorted((edge, candidate) for candidate, edge in strongest)
 
 
 def _within(weights: Weights, budget: Budget) -> Genotype:
-    """The genotype of the greatest sum of strengths that fits: node by node, all choices that no cheaper one beats."""
+    """The genotype of the greatest sum of strengths that fits, by dynamic programming over the nodes' Pareto fronts."""
     nodes = [(cell, into) for cell in CELLS for into in INTO]
     ends = [_Choice(budget.base, 0.0, ())]
     for cell, into in nodes:
@@ -101,7 +101,7 @@ def _within(weights: Weights, budget: Budget) -> Genotype:
 
 
 def _options(cell: CellWeights, costs: Sequence[Sequence[int]], into: Sequence[int]) -> Iterable[_Choice]:
-    """Everything that a node could keep."""
+    """All pairs of edges and operations that a node could keep."""
     single = {
         edge: _undominated(
             _Choice(costs[edge][candidate], cell.edges[edge] * cell.operations[edge][candidate], ((edge, candidate),))
@@ -116,12 +116,12 @@ def _options(cell: CellWeights, costs: Sequence[Sequence[int]], into: Sequence[i
 
 
 def _undominated(choices: Iterable[_Choice], most: float = float("inf")) -> list[_Choice]:
-    """The choices within `most` that are stronger than all cheaper ones, by cost."""
-    kept: list[_Choice] = []
+    """The Pareto front of the choices within `most`: those stronger than all cheaper ones, by cost."""
+    front: list[_Choice] = []
     for choice in sorted(choices, key=lambda c: (c.cost, -c.strength, c.picks)):
-        if choice.cost <= most and (not kept or choice.strength > kept[-1].strength):
-            kept.append(choice)
-    return kept
+        if choice.cost <= most and (not front or choice.strength > front[-1].strength):
+            front.append(choice)
+    return front
 
 
 def _genotype(picks: Mapping[str, Sequence[Sequence[tuple[int, int]]]]) -> Genotype:
@@ -141,8 +141,8 @@ def changed_edges(before: Genotype | None, after: Genotype) -> int:
     return count
 
 
-def kept(genotype: Genotype) -> Weights:
-    """The weights of a cell that has decided: 1 for the operations it keeps and for their edges, 0 for all others.
+def one_hot(genotype: Genotype) -> Weights:
+    """The weights of a discretized cell: 1 for the operations it keeps and for their edges, 0 for all others.
 
     A supernet mixed by them computes what the genotype's cells do, a node being the sum of its two operations.
     """

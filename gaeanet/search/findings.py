@@ -1,4 +1,4 @@
-"""What a search has come to: the architecture, the genotype that it stands for, and since when."""
+"""The state of a search: the architecture, its genotype, and for how long that has not changed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gaeanet.training.learner import Tensors
 
 @dataclass
 class Findings:
-    """What changes over a search beside the supernet; checkpoints keep it (`training.state.Extra`).
+    """The state of a search beside the supernet's, as checkpoints keep it (`training.state.Extra`).
 
     Attributes:
-        genotype: What the architecture stood for at the end of the last epoch; None in the first.
+        genotype: The discretized architecture at the end of the last epoch; None in the first.
         settled: Epochs since it last changed.
     """
 
@@ -27,7 +27,7 @@ class Findings:
     settled: int = 0
 
     def note_epoch(self, genotype: Genotype) -> int:
-        """Remembers what an epoch ended with; returns how many edges have changed since the last one."""
+        """Records an epoch's genotype; returns how many edges have changed since the last one."""
         changed = changed_edges(self.genotype, genotype)
         self.settled = 0 if changed else self.settled + 1
         self.genotype = genotype

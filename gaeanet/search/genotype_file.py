@@ -1,4 +1,4 @@
-"""What a search leaves: genotype.json, the cell with its origin. Nothing here needs torch."""
+"""Writes genotype.json, the result of a search: the cell with its cost and lineage. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -25,4 +25,4 @@ def write_genotype(path: Path, genotype: Genotype, facts: dict[str, Any]) -> Non
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise RunError(f"{path}: cannot write what the search has found: {reason(error)}") from None
+        raise RunError(f"{path}: cannot write the genotype of the search: {reason(error)}") from None

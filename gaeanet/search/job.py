@@ -1,4 +1,4 @@
-"""The job of a search: two streams of images, a genotype each epoch, and what there is to say of it."""
+"""The job of a search: two streams of images, a genotype each epoch, its messages and log columns."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from gaeanet.runs.local import LocalContext
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
 from gaeanet.search.architecture import Architecture, mixture_of
-from gaeanet.search.costs import IN_WORDS, budget, cost_of
-from gaeanet.search.discretize import discretize, kept
+from gaeanet.search.costs import REFERENCE, budget, cost_of
+from gaeanet.search.discretize import discretize, one_hot
 from gaeanet.search.findings import Findings
 from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.objective import SearchObjective
 from gaeanet.search.supernet import Mixed, Supernet, recalibrated
-from gaeanet.training.banner import images, machinery, schedule, skipped
+from gaeanet.training.banner import environment, images, schedule, skipped_steps
 from gaeanet.training.job import Job
 from gaeanet.training.learner import Learner, assemble
 from gaeanet.training.loop import run
@@ -41,7 +41,7 @@ from gaeanet.training.state import RunState
 from gaeanet.training.step import step
 
 CALIBRATION_BATCHES = 8
-"""Training batches from which a decided supernet's batch-norm statistics are taken."""
+"""Training batches from which a discretized supernet's batch-norm statistics are taken."""
 
 
 def build_supernet(hp: Hyperparameters) -> Supernet:
@@ -62,22 +62,22 @@ def build_search_learner(hp: Hyperparameters, processes: Processes) -> Learner:
 
 
 def search(experiment: Experiment, source: Source, context: LocalContext) -> None:
-    """Searches a cell with the images of `source`; goes on, and fails, as `loop.run` does.
+    """Searches for a cell on the images of `source`; resumes, and fails, as `loop.run` does.
 
     Raises:
-        RequestError: Also where the images do not suffice for the shares, or no cell fits the limit.
+        RequestError: Also where there are too few images for both splits, or no cell fits the limit.
     """
     run(Searching, experiment, source, context)
 
 
 class Searching(Job):
-    """A supernet that learns, and an architecture that decides."""
+    """The training of a supernet and of its architecture."""
 
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         hp = experiment.hyperparameters
         assert hp.search is not None
         self.search = hp.search
-        self.whole = source
+        self.full_source = source
         weights, self.others = image_shares(source, hp)
         super().__init__(experiment, weights, processes)
         self.warmup = self.search.warmup(hp.epochs)
@@ -88,35 +88,33 @@ class Searching(Job):
             experiment, source, build_search_learner(hp, processes), extra=self.findings, weights="supernet"
         )
         self._objective = SearchObjective(self.architecture, hp.label_smoothing_rate)
-        self._other_batches: Iterator[Batch] = iter(())
-        self._found: dict[str, Any] = {}
+        self._architecture_batches: Iterator[Batch] = iter(())
+        self._columns: dict[str, Any] = {}
 
     def plan(self, context: LocalContext) -> list[str]:
         hp, search = self.hyperparameters, self.search
         parameters = sum(parameter.numel() for parameter in self.state.learner.network.parameters())
         rate = f"architecture lr {search.rate:g}" + f", after {self.warmup} epochs" * bool(self.warmup)
         if self.others is None:
-            shares = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
+            search_data = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
         else:
-            shares = (
+            search_data = (
                 f"{len(self.source.catalog.train):,} training images for the weights and "
                 f"{len(self.others.catalog.train):,} others for the architecture"
             )
         return [
-            machinery(self.state, context, sum(training_workers(self.experiment))),
+            environment(self.state, context, sum(training_workers(self.experiment))),
             f"search: {search.method}, {search.level} level, {rate}; {len(CANDIDATES)} candidates on each of "
             f"{len(EDGES)} edges of a normal and a reduction cell",
             f"supernet: {hp.layers} cells, {hp.init_channels} channels, of which one in {search.divisor} goes through "
             f"the candidates, {hp.activation}, {hp.image_size} px: {parameters:,} parameters",
-            *images(self.whole),
-            f"shares: {shares}",
+            *images(self.full_source),
+            f"search data: {search_data}",
             *schedule(self.experiment, context, self.state, self.steps),
         ]
 
     def batches(self, errors: ReadErrors) -> Iterator[Batch]:
-        """Batches for the weights; `step` takes one for the architecture with each, whose epochs have a length of
-        their own.
-        """
+        """Batches for the weights; with each, `step` takes one for the architecture, whose epochs differ in length."""
         hp, done, workers = self.hyperparameters, self.state.batches, training_workers(self.experiment)
         if self.others is not None:
             steps = steps_per_epoch(len(self.others.catalog.train), hp.global_batch_size)
@@ -124,27 +122,27 @@ class Searching(Job):
             epochs = -(-(hp.epochs * self.steps - before) // steps)
             taken = max(0, done - before)
             stream = self.stream(self.others, stream_seed(hp.seed, 1), taken, epochs=epochs, workers=workers[1])
-            self._other_batches = iter(errors.watch(stream))
+            self._architecture_batches = iter(errors.watch(stream))
         return errors.watch(self.stream(self.source, hp.seed, done, workers=workers[0]))
 
     def step(self, batch: Batch, rates: Rates) -> None:
         objective = self._objective
         objective.moves, objective.rate_scale = batch.epoch >= self.warmup, self.state.rate_scale
         if objective.moves and self.others is not None:
-            other = next(self._other_batches)
+            other = next(self._architecture_batches)
             objective.others = other.images, other.labels
         step(self.state.learner, batch.images, batch.labels, objective, rates)
 
     def end_epoch(self, context: LocalContext) -> list[str]:
-        """Decides on a genotype, writes it, and says what it is."""
+        """Discretizes the architecture and writes the genotype; returns a message about it."""
         state = self.state
         weights = self.architecture.weights()
         genotype = discretize(weights, self.budget)
         changed = self.findings.note_epoch(genotype)
         counts = cost_of(genotype)
         operations, edges = self.architecture.entropies()
-        cost = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds, "network": IN_WORDS}
-        self._found = {
+        cost = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds, "network": REFERENCE}
+        self._columns = {
             "entropy": operations,
             "edge_entropy": edges,
             "genotype_changes": changed,
@@ -160,17 +158,17 @@ class Searching(Job):
         return [
             f"epoch {state.batches // self.steps}: entropy {operations:.3f} (edges {edges:.3f}), genotype "
             f"{genotype.fingerprint}, {same}, {counts.multiply_adds / 1e6:.0f} M multiply-adds, "
-            f"{counts.parameters / 1e6:.2f} M parameters ({IN_WORDS})"
+            f"{counts.parameters / 1e6:.2f} M parameters ({REFERENCE})"
         ]
 
     def _lineage(self) -> dict[str, Any]:
-        """Which search found the genotype, from which images, and how far it was."""
+        """The genotype's lineage: search settings, data set, supernet, and epochs done."""
         hp = self.hyperparameters
         data = {
-            "location": self.whole.location,
-            "fingerprint": self.whole.fingerprint,
-            "generated": self.whole.generated,
-            "settings": {"minival": self.whole.minival},
+            "location": self.full_source.location,
+            "fingerprint": self.full_source.fingerprint,
+            "generated": self.full_source.generated,
+            "settings": {"minival": self.full_source.minival},
         }
         origin = lineage_of({"gaeanet": __version__, "data": data}, hp.seed, None)
         return {
@@ -184,8 +182,8 @@ class Searching(Job):
         }
 
     def columns(self, row: Row) -> dict[str, Any]:
-        """With an epoch's last line, what the search has come to."""
-        return self._found if self.state.batches % self.steps == 0 else {}
+        """With an epoch's last line, the genotype and the architecture weights."""
+        return self._columns if self.state.batches % self.steps == 0 else {}
 
     def is_last(self, epochs: int) -> bool:
         enough = self.search.settled_epochs
@@ -193,33 +191,33 @@ class Searching(Job):
         return super().is_last(epochs) or settled
 
     def networks(self) -> dict[str, nn.Module]:
-        """The supernet as it is mixed, and as the genotype would have it, with statistics of its own."""
+        """The supernet under its mixture, and under the genotype's, with batch-norm statistics of its own."""
         supernet, genotype = self.state.learner.network, self.findings.genotype
         assert genotype is not None
         assert isinstance(supernet, Supernet)
-        decided = mixture_of(kept(genotype), self.processes.device)
+        discrete = mixture_of(one_hot(genotype), self.processes.device)
         start = (self.state.batches // self.steps - 1) * self.steps
         stream = self.stream(self.source, self.hyperparameters.seed, start, workers=0)
-        seen = [
+        batches = [
             normalize(batch.images.to(self.processes.device))
             for batch in islice(stream, min(CALIBRATION_BATCHES, self.steps))
         ]
-        copy = recalibrated(supernet, decided, seen)
+        copy = recalibrated(supernet, discrete, batches)
         self.processes.broadcast(list(copy.buffers()))
         mixture = [part.detach() for part in self.architecture.mixture()]
-        return {"": Mixed(supernet, mixture), "discrete_": Mixed(copy, decided)}
+        return {"": Mixed(supernet, mixture), "discrete_": Mixed(copy, discrete)}
 
-    def closing_words(self, context: LocalContext) -> list[str]:
+    def summary(self, context: LocalContext) -> list[str]:
         genotype = self.findings.genotype
         assert genotype is not None
         return [
-            *skipped(self.state),
+            *skipped_steps(self.state),
             f"found: {genotype.to_text()}",
             f"train it: gaeanet train CONFIG --set hyperparameters.genotype={context.run_dir / GENOTYPE}",
-            context.whereabouts(),
+            context.describe_outputs(),
         ]
 
 
 def _rounded(rows: Any) -> list[list[float]]:
-    """Enough digits for a drawing."""
+    """Rounded to five digits, enough for a plot."""
     return [[round(value, 5) for value in row] for row in rows]

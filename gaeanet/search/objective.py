@@ -1,4 +1,4 @@
-"""What a supernet and its architecture learn, as one objective of the training step (`training/step.py`)."""
+"""The objective of a search, for the training step (`training/step.py`): supernet weights and architecture."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Examples = tuple[Tensor, Tensor]
 
 
 class SearchObjective:
-    """The architecture moves, if it does, and then the weights learn under it.
+    """The loss of a supernet; also updates the architecture, except during its warm-up.
 
     A step with a gradient that is not finite, of either, leaves everything as it was.
 
     Attributes:
         others: Examples for the architecture's step (first order: the weights stay as they are, Liu et al. 2019,
             section 2.3); None for a search on one level, where one pass has both gradients.
-        moves: Whether the architecture does.
+        moves: Whether the architecture is updated.
         rate_scale: Factor on the architecture's learning rate.
     """
 
@@ -44,7 +44,7 @@ class SearchObjective:
         """The architecture's step on `others`, and the mixture under which the weights learn."""
         mixture, finite = self.architecture.mixture(), None
         if self.moves and self.others is None:
-            # The way from the parameters to the mixture is one graph, but each micro-batch is let go of by itself.
+            # The graph from parameters to mixture is used once, but each micro-batch frees its own graph.
             self._graph = mixture
             self._mixture = [part.detach().requires_grad_(part.requires_grad) for part in mixture]
             return None
@@ -67,14 +67,14 @@ class SearchObjective:
         return self._loss(learner, learner.forward, self._mixture, images, labels, sums)
 
     def end(self, learner: Learner, finite: Tensor) -> Tensor:
-        """Where one pass had both gradients: the architecture's step. Takes it back where the step is skipped."""
+        """Updates the architecture where one pass gave both gradients; undoes its update where the step is skipped."""
         if not self.moves:
             return finite
         if self.others is None:
             moving = [part for part in self._graph if part.requires_grad]
-            reached = [part.grad for part in self._mixture if part.requires_grad]
-            found = torch.autograd.grad(moving, self.architecture.parameters, reached)
-            gradients = self._mean(learner, found)
+            upstream = [part.grad for part in self._mixture if part.requires_grad]
+            local = torch.autograd.grad(moving, self.architecture.parameters, upstream)
+            gradients = self._mean(learner, local)
             finite = finite & all_finite(gradients)
             self._before = self.architecture.snapshot()
             self.architecture.step(gradients, self.rate_scale)
@@ -82,9 +82,9 @@ class SearchObjective:
         return finite
 
     def _gradients(self, learner: Learner, examples: Examples) -> list[Tensor]:
-        """Of the loss on `examples` with regard to the architecture alone."""
+        """Gradients of the loss on `examples` with respect to the architecture alone."""
         supernet, (images, labels) = learner.network, examples
-        supernet.requires_grad_(False)  # spares the pass what only the weights' gradients would take
+        supernet.requires_grad_(False)  # the backward pass then skips the weights' gradients
         unused = torch.zeros_like(learner.meter.sums)
         total: list[Tensor] = []
         try:
@@ -92,8 +92,8 @@ class SearchObjective:
                 inputs, targets = to_device(learner, images[micro], labels[micro])
                 loss = self._loss(learner, supernet, self.architecture.mixture(), inputs, targets, unused)
                 scaled = learner.scaler.scale(loss * learner.loss_scale)
-                found = torch.autograd.grad(scaled, self.architecture.parameters)
-                total = [a + b for a, b in zip(total, found)] if total else list(found)
+                gradients = torch.autograd.grad(scaled, self.architecture.parameters)
+                total = [a + b for a, b in zip(total, gradients)] if total else list(gradients)
         finally:
             supernet.requires_grad_(True)
         return self._mean(learner, total)

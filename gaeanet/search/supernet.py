@@ -1,12 +1,12 @@
 """The supernet: a network whose edges compute all candidates at once, mixed by weights that come with each call.
 
-Its form is that of PC-DARTS (Xu et al. 2020, arXiv 1907.05737): on each edge the first 1/k of the channels go through
-the candidates and the rest passes by (max-pooled 2 x 2 where the edge halves the map); the channels of what comes out
-are shuffled in k groups. Batch norm has no affine anywhere. With k = 1 it is the supernet of DARTS.
+It follows PC-DARTS (Xu et al. 2020, arXiv 1907.05737): on each edge the first 1/k of the channels go through
+the candidates and the rest bypasses them (max-pooled 2 x 2 where the edge halves the map); the output's channels are
+shuffled in k groups. Batch norm has no affine anywhere. With k = 1 it is the supernet of DARTS.
 
-What edges share is computed once. Pools, their batch norm and a plain skip are functions of the state alone, whatever
-edge reads it. The convolutions of all edges that leave a state stand side by side in one (`ParallelConv`), scaled by
-their batch norm. Nothing is concatenated and shuffled before a node has added up its edges: both are linear.
+What edges have in common is computed once. Pools, their batch norm and a plain skip depend on the state alone, not on
+the edge that reads it. The convolutions of all edges that leave a state are one grouped convolution (`ParallelConv`),
+scaled by its batch norm. A node adds up its edges before it concatenates and shuffles: both are linear.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ FAST[ParallelConv] = FastParallelConv
 
 
 class FanOut(nn.Module):
-    """All candidates of all edges that leave one state.
+    """All candidate operations of all edges that leave one state.
 
     Args:
         edges: How many.
-        channels: Of the part of the state that goes through them; even.
+        channels: Channels of the state that go through the candidates; even.
         stride: 1 or 2.
     """
 
@@ -149,7 +149,7 @@ class ParallelReduce(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """A cell with all its candidates.
+    """A cell of the supernet, with all candidates on every edge.
 
     Args:
         older_channels, newer_channels: Channels of its two inputs.
@@ -209,7 +209,7 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=1)
 
     def _shuffled(self, mixture: Tensor, passed: Tensor | None) -> Tensor:
-        """The mixture's channels and those passed by, shuffled in k groups: channel m of group g becomes m * k + g."""
+        """The mixture's and the bypass's channels, shuffled in k groups: channel m of group g becomes m * k + g."""
         if passed is None:
             return mixture
         n, _, height, width = mixture.shape
@@ -219,7 +219,7 @@ class SearchCell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """A network of cells that have not decided.
+    """The supernet: a network of search cells.
 
     Args:
         num_classes: Outputs of the classifier.
@@ -272,7 +272,7 @@ class Supernet(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A supernet with a mixture of its own, which maps images to logits as other networks do."""
+    """A supernet with a fixed mixture: a module that maps images to logits."""
 
     def __init__(self, supernet: Supernet, mixture: Mixture) -> None:
         super().__init__()
@@ -283,7 +283,7 @@ class Mixed(nn.Module):
 
 
 def without_affine(module: nn.Module) -> nn.Module:
-    """Takes weight and bias from the batch norms in `module`, which stays what it is otherwise."""
+    """Removes weight and bias from the batch norms in `module`, in place; returns it."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.affine = False
@@ -295,7 +295,7 @@ def without_affine(module: nn.Module) -> nn.Module:
 def recalibrated(supernet: Supernet, mixture: Mixture, batches: Sequence[Tensor]) -> Supernet:
     """A copy whose batch-norm statistics are those of `batches`, normalised images (N, 3, H, W), under `mixture`.
 
-    The statistics of a supernet are those of its own mixture and say nothing of another one (Yu & Huang 2019, arXiv
+    The statistics of a supernet are those of its own mixture and do not hold for another one (Yu & Huang 2019, arXiv
     1903.05134, section 3).
     """
     calibrated = copy.deepcopy(supernet).train()

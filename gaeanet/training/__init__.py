@@ -1,1 +1,1 @@
-"""Training a network: the loop, the step, and what is said meanwhile."""
+"""Training a network: the loop, the step, objectives, the display."""

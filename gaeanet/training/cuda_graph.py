@@ -1,4 +1,4 @@
-"""CUDA graphs: a network's forward and backward pass on one shape of images, recorded once and replayed each step."""
+"""CUDA graphs: a network's forward and backward pass on one shape of images, captured once and replayed each step."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gaeanet.errors import RequestError
 from gaeanet.runtime.processes import Processes
 
 
-def check_recordable(hp: Hyperparameters, processes: Processes) -> None:
-    """Raises `RequestError` where the steps of a run cannot be replayed: they must all be alike, and on one GPU."""
+def check_capturable(hp: Hyperparameters, processes: Processes) -> None:
+    """Raises `RequestError` where a run's steps cannot be replayed: all must have one shape and run on one GPU."""
     first, last = hp.training_sizes
     reason = None
     if processes.device.type != "cuda":
@@ -22,15 +22,15 @@ def check_recordable(hp: Hyperparameters, processes: Processes) -> None:
     elif processes.world_size > 1:
         reason = f"is for one process, these are {processes.world_size}"
     elif hp.parts(hp.global_batch_size) > 1:
-        reason = f"takes a batch at once, max_batch_per_slot is {hp.max_batch_per_slot}"
+        reason = f"needs one micro-batch a step, max_batch_per_slot is {hp.max_batch_per_slot}"
     elif first != last:
         reason = f"is for images of one size, these grow from {first} to {last}"
     if reason:
         raise RequestError(f"hyperparameters.compile: graphs {reason}: use auto or false")
 
 
-class Recorded(nn.Module):
-    """A network in training whose passes over images (batch, 3, size, size) are replayed; others take the usual way.
+class Graphed(nn.Module):
+    """A network in training that replays a CUDA graph for images (batch, 3, size, size), and runs eagerly for others.
 
     PyTorch launches a network of cells as thousands of kernels of some microseconds each; with batches of dozens of
     images a fast GPU waits for the next launch most of the time. A CUDA graph launches all of them at once. Drop-path's
@@ -39,7 +39,7 @@ class Recorded(nn.Module):
 
     Args:
         network: On its GPU, each of its modules in the mode (training or evaluation) that it is to train in.
-        batch, size: Images at once, and their side in pixels.
+        batch, size: Images in a batch, and their side in pixels.
         dtype: What it computes in.
     """
 
@@ -53,17 +53,17 @@ class Recorded(nn.Module):
         precision = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
         draws = torch.random.fork_rng([device] if device.type == "cuda" else [])
         with precision, draws, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another stream and its first use: recording is both
+            warnings.simplefilter("ignore")  # of another stream and its first use: capture is both
             self._replayed = torch.cuda.make_graphed_callables(_Passes(network), (sample,), allow_unused_input=True)
-        for buffer, kept in statistics:  # recording runs the network some times
-            buffer.copy_(kept)
+        for buffer, before in statistics:  # capture runs the network some times
+            buffer.copy_(before)
 
     def forward(self, images: Tensor) -> Any:
         return self._replayed(images) if images.shape == self._shape else self._network(images)
 
 
 class _Passes(nn.Module):
-    """Recording replaces a module's `forward`: this one's, so that the network's stays as it is."""
+    """A wrapper whose `forward` capture may replace, so that the network's stays as it is."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, one plain line per report elsewhere."""
+"""The progress display of a run: a live line on a terminal, one plain line per report elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Display:
 
     Args:
         marker: Stands before every line; tells generated images from real ones.
-        silent: Shows nothing: another process speaks.
+        silent: Shows nothing: another process reports.
     """
 
     def __init__(self, marker: str = "", silent: bool = False) -> None:
@@ -35,9 +35,9 @@ class Display:
         self._epochs, self._steps = epochs, steps
         self._clock = _Clock(validations)
 
-    def say(self, text: str) -> None:
-        """One line that stays."""
-        self._line.say(self._marker + shown(text))
+    def log(self, message: str) -> None:
+        """Prints a message on a line that stays."""
+        self._line.log(self._marker + shown(message))
 
     def step(self, epoch: int, step: int, line: dict[str, Any] | None) -> None:
         """A training step is done; `line` is the newest training line of the log."""
@@ -60,12 +60,12 @@ class Display:
         """A line of the log; on a terminal training lines only feed the live line."""
         if line["kind"] == "validation":
             self._clock.validated()
-            self.say(self._validation(line))
+            self.log(self._validation(line))
         elif not self._line.is_shown:
-            self.say(self._training(line))
+            self.log(self._training(line))
 
     def time_left(self) -> str:
-        """Time to the end of the run, in words."""
+        """Estimated time to the end of the run, as text."""
         return duration(self._clock.left())
 
     def _training(self, line: dict[str, Any]) -> str:
@@ -89,7 +89,7 @@ class Display:
 
 
 class _Clock:
-    """Time left, from this process's own steps and validations so far."""
+    """Estimates the time left from this process's own steps and validations so far."""
 
     def __init__(self, validations: int) -> None:
         self._validations = validations

@@ -1,4 +1,4 @@
-"""What a run works at: `train.py` has the job of a network, `search/job.py` that of a supernet and its architecture."""
+"""The job of a run, an interface: `train.py` trains a network, `search/job.py` a supernet and its architecture."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from gaeanet.training.state import RunState
 
 
 class Job(ABC):
-    """What a run works at.
+    """What the loop runs: a source, a state, a step, and the messages about them.
 
     Attributes:
         source: The images that the weights learn from, and those that they are validated on.
-        state: What changes on the way.
+        state: What changes over the run.
         steps: Steps of an epoch.
     """
 
@@ -43,7 +43,7 @@ class Job(ABC):
         return self.experiment.hyperparameters
 
     def row(self, update: int) -> Row:
-        """What the schedule says of an update, counted from 0: a skipped step does not move it."""
+        """The schedule's values at an update, counted from 0; a skipped step is not an update."""
         hp, epoch = self.hyperparameters, update / self.steps
         rate = schedules.learning_rate(
             epoch,
@@ -59,18 +59,18 @@ class Job(ABC):
 
     @abstractmethod
     def plan(self, context: LocalContext) -> list[str]:
-        """What is about to happen, before the first step."""
+        """Messages before the first step."""
 
     @abstractmethod
     def step(self, batch: Batch, rates: Rates) -> None:
         """One step on this process's shard of a global batch."""
 
     def start(self) -> list[str]:
-        """Prepares the weights of a run that has no checkpoint; returns what there is to say about it."""
+        """Initialises the weights of a run that has no checkpoint; returns messages about it."""
         return []
 
     def batches(self, errors: ReadErrors) -> Iterator[Batch]:
-        """Training batches from where the state is to the end of the run."""
+        """Training batches from the state's position to the end of the run."""
         return errors.watch(self.stream(self.source, self.hyperparameters.seed, self.state.batches))
 
     def stream(
@@ -95,11 +95,11 @@ class Job(ABC):
         )
 
     def columns(self, row: Row) -> dict[str, Any]:
-        """What a training line says beside the columns of all runs; `row` is that of the last update."""
+        """Further columns of a training line, beside those of all runs; `row` is that of the last update."""
         return {}
 
     def end_epoch(self, context: LocalContext) -> list[str]:
-        """Whatever is to be done after an epoch's last step, before its training line; returns what to tell."""
+        """A hook after an epoch's last step, before its training line; returns messages."""
         return []
 
     def is_last(self, epochs: int) -> bool:
@@ -111,6 +111,6 @@ class Job(ABC):
         learner = self.state.learner
         return {"": learner.network, **({"ema_": learner.average.network} if learner.average else {})}
 
-    def closing_words(self, context: LocalContext) -> list[str]:
-        """What came of it, and where it is."""
-        return [context.whereabouts()]
+    def summary(self, context: LocalContext) -> list[str]:
+        """Messages after the last step: the result, and where it is."""
+        return [context.describe_outputs()]

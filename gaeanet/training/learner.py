@@ -1,4 +1,4 @@
-"""A network that learns, and everything that changes with its weights."""
+"""A network in training, and everything that changes with its weights: optimizer, average, scaler, counters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaeanet.optim.muon import Muon
 from gaeanet.runtime import devices
 from gaeanet.runtime.host import keep_freed_memory
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.cuda_graph import Recorded, check_recordable
+from gaeanet.training.cuda_graph import Graphed, check_capturable
 
 Tensors = dict[str, dict[str, Tensor]]
 """Groups of named tensors, as a checkpoint keeps them."""
@@ -33,16 +33,16 @@ class Learner:
     """A network, its optimizer and average, and counters, all on one device.
 
     Attributes:
-        network: Whose weights learn; checkpoints and validations use it.
-        forward: What computes its outputs in training: the network, or what distributes or records it.
+        network: The network in training; checkpoints and validations use it.
+        forward: What computes its outputs in training: the network, or its DDP or CUDA-graph wrapper.
         learning: The parameters that learn, by name, in the optimizer's order.
         average: The network's moving average; None where there is none.
         precision: fp32, bf16 or fp16.
-        compilation: What computes it, for people.
-        max_norm: To which the gradient is clipped (L2 norm of all parameters).
+        compilation: How it is compiled or accelerated, as text.
+        max_norm: Largest norm of the gradient (L2, all parameters); beyond it the gradient is clipped.
         loss_scale: Factor that makes a sum of losses this process's contribution to their mean over the global batch.
-        micro_batch: Images that are taken at once, at most; None for all.
-        batches: Global batches worked off.
+        micro_batch: Most images of a micro-batch; None for all.
+        batches: Global batches processed.
         counts: Optimizer steps made; steps skipped for a gradient that was not finite, in all and in a row (int64).
         meter: Sums since the last training line, of this process.
     """
@@ -96,7 +96,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
 
     def training_mode(self) -> None:
-        """Batch norms of frozen parts keep to their statistics."""
+        """Sets training mode; batch norms of frozen parts keep their statistics."""
         self.network.train()
         evaluation_mode(self.frozen)
 
@@ -121,21 +121,21 @@ class Learner:
             torch.where(finite, statistic, before, out=statistic)
 
     def update_average(self, finite: Tensor, weight: Tensor) -> None:
-        """Takes the new weights into the average."""
+        """Updates the moving average of the weights."""
         if self.average:
             self.average.update(torch.where(finite, weight, 0.0).float())
 
     @torch.no_grad()
     def count(self, finite: Tensor, sums: Tensor) -> None:
-        """Counts a step, and what it got right."""
+        """Adds a step to the counters, and its loss and accuracy to the meter."""
         self.batches += 1
         good = finite.long()
         self.counts += torch.stack([good, 1 - good, torch.ones_like(good)])
         self.counts[2] *= 1 - good
         self.meter.sums += torch.where(finite, sums, 0.0)
 
-    def share_statistics(self) -> None:
-        """Gives all processes the first one's batch-norm statistics, as the next training step would."""
+    def broadcast_statistics(self) -> None:
+        """Broadcasts the first process's batch-norm statistics to all, as the next training step would."""
         networks = [self.network] + ([self.average.network] if self.average else [])
         for network in networks:
             self.processes.broadcast(list(network.buffers()))
@@ -174,7 +174,7 @@ class Learner:
             self.meter.reset()
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes a state dict for the initial weights, and for the average's."""
+        """Loads a state dict as the initial weights, and as the average's."""
         self.network.load_state_dict(weights)
         if self.average:
             self.average.network.load_state_dict(weights)
@@ -184,7 +184,7 @@ def build_learner(hp: Hyperparameters, processes: Processes) -> Learner:
     """The network that the hyperparameters describe, ready to learn on this process's device.
 
     Raises:
-        RequestError: Precision, compilation or synchronised batch norm cannot be had here.
+        RequestError: Precision, compilation or synchronised batch norm is not available here.
     """
     device = processes.device
     precision = devices.precision_for(hp.precision, device)
@@ -197,9 +197,9 @@ def build_learner(hp: Hyperparameters, processes: Processes) -> Learner:
     compilation = devices.compile_for(hp.compile, network, device)
     learner = assemble(network, learning_groups(network, hp), hp, processes, precision, compilation, frozen, average)
     if hp.compile == "graphs":
-        check_recordable(hp, processes)
+        check_capturable(hp, processes)
         learner.training_mode()
-        learner.forward = Recorded(network, hp.global_batch_size, hp.training_sizes[0], learner.dtype)
+        learner.forward = Graphed(network, hp.global_batch_size, hp.training_sizes[0], learner.dtype)
     return learner
 
 
@@ -213,7 +213,7 @@ def assemble(
     frozen: Sequence[nn.Module] = (),
     average: WeightAverage | None = None,
 ) -> Learner:
-    """A learner of a network that is on its device, compiled if it is to be; makes it as fast as can be."""
+    """A learner of a network that is on its device (and compiled, if asked for), with the fastest kernels available."""
     device = processes.device
     if device.type == "cpu":
         keep_freed_memory()

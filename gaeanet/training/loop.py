@@ -1,7 +1,6 @@
 """The loop of every run, on one screen: steps, lines of the log, validations, checkpoints, stops and rewinds.
 
-What is trained, and what there is to say of it, is a `Job`: `train.py` has that of a network, `search/job.py` that of a
-supernet and its architecture.
+What is trained is a `Job`: `train.py` has that of a network, `search/job.py` that of a supernet and its architecture.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from gaeanet.evaluation.meter import Totals, evaluate
 from gaeanet.optim.rates import Rates
 from gaeanet.report.curves import draw_curves
 from gaeanet.runs.local import LocalContext
-from gaeanet.runs.trackers import Sinks
+from gaeanet.runs.trackers import Trackers
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes, StoppedWaiting, StopRequest
 from gaeanet.runtime.readback import Readback
@@ -42,10 +41,10 @@ MAX_REWINDS = 5
 def run(
     make: Callable[[Experiment, Source, Processes], Job], experiment: Experiment, source: Source, context: LocalContext
 ) -> None:
-    """Works at a job, from the newest checkpoint of `context` if there is one.
+    """Runs a job to its end, from the newest checkpoint of `context` if there is one.
 
     Raises:
-        RequestError: Precision or compilation cannot be had here, or the checkpoint is of another experiment.
+        RequestError: Precision or compilation is not available here, or the checkpoint is of another experiment.
         RunError: The run failed on the way; the message says where.
         Stopped: A signal asked the run to stop; its state is saved.
     """
@@ -57,37 +56,37 @@ def run(
         job = make(experiment, source, context.processes)
         state = job.state
         notes = list(source.notes)
-        found = context.latest(notes.append)
-        if found:
-            notes += state.load(*found)
+        resumed = context.latest(notes.append)
+        if resumed:
+            notes += state.load(*resumed)
         else:
             notes += job.start()
         context.begin(experiment, state.batches)
-        sinks = Sinks(hp.track if context.processes.is_first else [], display.say)
+        trackers = Trackers(hp.track if context.processes.is_first else [], display.log)
         epochs, rest = divmod(state.batches, job.steps)
         if not rest and job.is_last(epochs) and state.validated_at == state.batches:
-            display.say(f"{context.run_dir}: finished after {epochs} epochs, nothing to do")
+            display.log(f"{context.run_dir}: finished after {epochs} epochs, nothing to do")
             return
-        for sentence in [*job.plan(context), *notes]:
-            display.say(sentence)
-        if not found:
-            _save(state, context, hp, display)  # shows at once whether there is room
+        for message in [*job.plan(context), *notes]:
+            display.log(message)
+        if not resumed:
+            _save(state, context, hp, display)  # a full disk shows here, not after an epoch
             context.finish()
         display.begin(hp.epochs, job.steps, _validations_left(job))
-        sinks.begin(context.run_dir, state.batches)
-        going = _Run(job, context, display, stop, sinks)
+        trackers.begin(context.run_dir, state.batches)
+        loop = _Loop(job, context, display, stop, trackers)
         try:
-            while not going.to_the_end():
-                display.say(going.rewind())
+            while not loop.train_to_end():
+                display.log(loop.rewind())
         finally:
-            sinks.close()
+            trackers.close()
         context.finish()
-        for sentence in job.closing_words(context):
-            display.say(sentence)
+        for message in job.summary(context):
+            display.log(message)
 
 
-class _Run:
-    """The steps from wherever the state is to the end, or to a divergence that asks for a rewind."""
+class _Loop:
+    """The training loop: steps from the state's position to the end, or to a divergence that asks for a rewind."""
 
     def __init__(
         self,
@@ -95,21 +94,21 @@ class _Run:
         context: LocalContext,
         display: Display,
         stop: StopRequest,
-        sinks: Sinks,
+        trackers: Trackers,
     ) -> None:
         self.job, self.experiment, self.source = job, job.experiment, job.source
-        self.context, self.display, self.stop, self.sinks = context, display, stop, sinks
+        self.context, self.display, self.stop, self.trackers = context, display, stop, trackers
         self.state, self.steps = job.state, job.steps
         self.report_every = max(1, job.steps // REPORTS_PER_EPOCH)
-        self.read_errors = ReadErrors(job.experiment.data.max_bad, display.say)
+        self.read_errors = ReadErrors(job.experiment.data.max_bad, display.log)
         self.rates = Rates(job.row, self.report_every, context.processes.device)
         self.readback = Readback()
         self.line: dict[str, Any] | None = None
         self.clock = time.monotonic()
         self.next_drawing = 0.0
 
-    def to_the_end(self) -> bool:
-        """Trains; False asks for a rewind."""
+    def train_to_end(self) -> bool:
+        """Trains to the end; False where the run has diverged and is to be rewound."""
         hp, state, steps, job = self.experiment.hyperparameters, self.state, self.steps, self.job
         processes = self.context.processes
         self.rates.move_to(int(state.learner.updates))
@@ -123,11 +122,11 @@ class _Run:
             if diverged:
                 return self._diverged(batch)
             epochs, rest = divmod(state.batches, steps)
-            words = job.end_epoch(self.context) if not rest else []
+            messages = job.end_epoch(self.context) if not rest else []
             if state.batches % self.report_every == 0 or not rest:
                 self._report()
-            for sentence in words:
-                self.display.say(sentence)
+            for message in messages:
+                self.display.log(message)
             self.display.step(batch.epoch, batch.step, self.line)
             if not self._validate_if_due() and hp.checkpoint_every and state.batches % hp.checkpoint_every == 0:
                 _save(state, self.context, hp, self.display)
@@ -184,7 +183,7 @@ class _Run:
             **self._read_counts(),
         }
         self.context.report(self.line)
-        self.sinks.line(self.line)
+        self.trackers.line(self.line)
         self.display.report(self.line)
 
     def _validate_if_due(self) -> bool:
@@ -193,7 +192,7 @@ class _Run:
         if rest or not epochs or not _validates(epochs, self.job) or state.validated_at == state.batches:
             return False
         self.display.validating()
-        state.learner.share_statistics()
+        state.learner.broadcast_statistics()
         try:
             with self.stop.waiting() if self.context.processes.world_size == 1 else nullcontext():
                 line = self._validation()
@@ -201,7 +200,7 @@ class _Run:
             end_workers()
             self._stop()
         self.context.report(line)
-        self.sinks.line(line)
+        self.trackers.line(line)
         self.display.report(line)
         state.note_validation(line)
         _save(state, self.context, hp, self.display)
@@ -220,7 +219,7 @@ class _Run:
             _write_report(self.context, self.source, self.display)
 
     def _validation(self) -> dict[str, Any]:
-        """A validation line: the whole split, counted with each of the job's networks."""
+        """A validation line: each of the job's networks evaluated on the whole split."""
         hp, processes = self.experiment.hyperparameters, self.context.processes
         batches = validation_batches(
             self.source,
@@ -240,13 +239,13 @@ class _Run:
         return {**line, "read_retries": self._read_counts()["read_retries"]}
 
     def _read_counts(self) -> dict[str, int]:
-        """Requests repeated and images passed over since the last call, on all processes."""
+        """Read retries and skipped images since the last call, over all processes."""
         counts = self.read_errors.line()
         sums = self.context.processes.sum(torch.tensor(list(counts.values()), device=self.context.processes.device))
         return dict(zip(counts, map(int, sums.tolist())))
 
     def _where(self, kind: str) -> dict[str, Any]:
-        """What every line of the log begins with."""
+        """The columns that every line of the log begins with."""
         catalog, batches = self.source.catalog, self.state.batches
         data = "generated" if self.source.generated else "imagenet" if catalog.is_imagenet else "photographs"
         images = batches * self.experiment.hyperparameters.global_batch_size
@@ -260,7 +259,7 @@ class _Run:
         raise self.context.stopped(self.state.batches, self.stop.received or "a signal to another process")
 
     def _diverged(self, batch: Batch) -> bool:
-        """False asks for a rewind; raises `RunError` where there is to be none."""
+        """Returns False where the run is to be rewound; raises `RunError` where it is to end."""
         updates, _, bad_steps = self.state.learner.counts.tolist()
         rate = self.job.row(updates).learning_rate
         hp = self.experiment.hyperparameters
@@ -272,22 +271,22 @@ class _Run:
         raise RunError(
             f"{bad_steps} gradients in a row were not finite, the last at step {self.state.batches} (epoch "
             f"{self.state.batches / self.steps:.2f}, learning rate {rate:.4g}, images {names}, ...): lower "
-            "hyperparameters.learning_rate or set on_divergence to rewind; the checkpoints before are whole"
+            "hyperparameters.learning_rate or set on_divergence to rewind; earlier checkpoints are intact"
         )
 
     def rewind(self) -> str:
-        """Goes back to the last checkpoint, at half the rate from there on; returns what it did in words."""
-        state, scale, where = self.state, self.state.rate_scale / 2, self.state.batches
-        found = self.context.latest(self.display.say)
-        if found is None:
-            raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is whole enough to go back to")
-        state.load(*found)
+        """Restores the last checkpoint and halves the learning rate; returns a message about it."""
+        state, scale, step = self.state, self.state.rate_scale / 2, self.state.batches
+        last = self.context.latest(self.display.log)
+        if last is None:
+            raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is intact to go back to")
+        state.load(*last)
         state.rate_scale = scale
         self.readback.forget()
         self.context.begin(self.experiment, state.batches)
-        self.sinks.begin(self.context.run_dir, state.batches)
+        self.trackers.begin(self.context.run_dir, state.batches)
         self.clock = time.monotonic()
-        return f"diverged at step {where}: back to step {state.batches}, learning rate times {scale:g} from here on"
+        return f"diverged at step {step}: back to step {state.batches}, learning rate times {scale:g} from here on"
 
 
 def _save(state: RunState, context: LocalContext, hp: Hyperparameters, display: Display) -> None:
@@ -300,26 +299,26 @@ def _save(state: RunState, context: LocalContext, hp: Hyperparameters, display: 
         best=ranked[0] if ranked else None,
         keep=set(ranked),
         keep_latest=hp.keep_latest,
-        note=display.say,
+        note=display.log,
     )
 
 
 def _draw(context: LocalContext, display: Display) -> None:
-    """Draws the curve again; a picture that fails must never end a run."""
+    """Draws the curve again; a failure to draw must never end a run."""
     try:
         draw_curves({context.run_dir.name: read_log(context.metrics_path)}, context.run_dir / CURVE)
     except Exception as error:
-        display.say(f"{CURVE} is not drawn: {reason(error)}")
+        display.log(f"{CURVE} is not drawn: {reason(error)}")
 
 
 def _write_report(context: LocalContext, source: Source, display: Display) -> None:
-    """Writes the run's page; one that fails must never end a run."""
+    """Writes the run's page; a failure to write must never end a run."""
     try:
         from gaeanet.report.gather import gather, write_page
 
         write_page([gather(context.run_dir, context.run_dir.name, source=source)], context.run_dir / REPORT)
     except Exception as error:
-        display.say(f"{REPORT} is not written: {reason(error)}")
+        display.log(f"{REPORT} is not written: {reason(error)}")
 
 
 def _validates(epochs_done: int, job: Job) -> bool:

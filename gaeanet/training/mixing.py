@@ -1,10 +1,9 @@
-"""Images mixed with one another, a batch at a time: mixup and CutMix.
+"""mixup and CutMix: images mixed with one another, a batch at a time.
 
 mixup (Zhang et al. 2018, arXiv 1710.09412) takes a weighted mean of two images, CutMix (Yun et al. 2019, arXiv
 1905.04899) puts a rectangle of the one into the other; the loss is the same mean of those against both labels. One
-draw holds for a whole step, on all processes. An image's partner is the one that follows it in its process's share of
-the batch, which the epoch's order has shuffled: so the mixtures are the same in however many parts a share is worked
-off.
+draw holds for a whole step, on all processes. An image's partner is the one that follows it in its process's shard of
+the batch, which the epoch's order has shuffled: so the mixtures do not depend on the size of the micro-batches.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ class Mix:
     """How one step mixes each image with its partner.
 
     Attributes:
-        share: Of the image itself in the mixture, 0 to 1 (lambda in both papers); the rest is its partner's.
-        box: Top, left, bottom and right of the partner's rectangle, whose area is 1 - share; None for mixup.
+        lam: Mixing coefficient, 0 to 1 (lambda in both papers): the image's own weight; 1 - lam is its partner's.
+        box: Top, left, bottom and right of the partner's rectangle, whose area is 1 - lam; None for mixup.
     """
 
-    share: float
+    lam: float
     box: tuple[int, int, int, int] | None = None
 
     def images(self, images: Tensor, follower: Tensor) -> Tensor:
@@ -39,10 +38,10 @@ class Mix:
         partner is `follower` (1, 3, H, W).
         """
         if self.box is None:
-            return torch.lerp(images, torch.cat([images[1:], follower]), 1.0 - self.share)
+            return torch.lerp(images, torch.cat([images[1:], follower]), 1.0 - self.lam)
         top, left, bottom, right = self.box
-        place = (..., slice(top, bottom), slice(left, right))
-        images[place] = torch.cat([images[1:][place], follower[place]])
+        rectangle = (..., slice(top, bottom), slice(left, right))
+        images[rectangle] = torch.cat([images[1:][rectangle], follower[rectangle]])
         return images
 
     def labels(self, labels: Tensor, follower: Tensor) -> Tensor:
@@ -55,36 +54,36 @@ class Mix:
         Cross-entropy, smoothed or not, is linear in its target: this is the cross-entropy against the mixed targets.
         """
         own, partners = labels.unbind(1)
-        return self.share * against(own) + (1.0 - self.share) * against(partners)
+        return self.lam * against(own) + (1.0 - self.lam) * against(partners)
 
     def larger(self, labels: Tensor) -> Tensor:
-        """Of mixed labels (N, 2) those of the larger share, (N,)."""
-        return labels[:, 0 if self.share >= 0.5 else 1]
+        """The labels of greater weight, (N,), of mixed labels (N, 2)."""
+        return labels[:, 0 if self.lam >= 0.5 else 1]
 
 
 class Mixing:
-    """The mixing that the experiment asks for; where that is both, a step has the one or the other, evenly."""
+    """Draws the mixing of each step: mixup or CutMix, either with equal probability where the experiment has both."""
 
     def __init__(self, mixed: MixedImages) -> None:
         alphas = (mixed.mixup_alpha, False), (mixed.cutmix_alpha, True)
         self._kinds = [(alpha, cuts) for alpha, cuts in alphas if alpha > 0]
 
     def draw(self, seed: int, height: int, width: int) -> Mix | None:
-        """The draw that `seed` stands for, for images of this size; None where nothing is mixed."""
+        """The mixing that `seed` gives for images of this size; None where nothing is mixed."""
         if not self._kinds:
             return None
         rng = np.random.default_rng(seed)
         alpha, cuts = self._kinds[int(rng.integers(len(self._kinds)))]
-        share = float(rng.beta(alpha, alpha))
-        return cut(share, height, width, *rng.random(2).tolist()) if cuts else Mix(share)
+        lam = float(rng.beta(alpha, alpha))
+        return cut(lam, height, width, *rng.random(2).tolist()) if cuts else Mix(lam)
 
 
-def cut(share: float, height: int, width: int, y: float, x: float) -> Mix:
-    """CutMix's rectangle, of the image's aspect and of 1 - share of its area, around (y, x) in 0..1 of its sides.
+def cut(lam: float, height: int, width: int, y: float, x: float) -> Mix:
+    """CutMix's rectangle, of the image's aspect ratio and 1 - lam of its area, around (y, x) in 0..1 of its sides.
 
-    What lies outside of the image is cut off, and `share` becomes what is left of the image, to the pixel.
+    What lies outside of the image is cut off, and `lam` becomes the fraction that is left of the image, to the pixel.
     """
-    side = math.sqrt(1.0 - share)
+    side = math.sqrt(1.0 - lam)
     h, w = int(height * side), int(width * side)
     top, left = int(y * height) - h // 2, int(x * width) - w // 2
     bottom, right = min(height, top + h), min(width, left + w)

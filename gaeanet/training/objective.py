@@ -1,4 +1,4 @@
-"""What a network of cells learns: to tell classes apart, from images that may be mixed with one another."""
+"""The objective of training: smoothed cross-entropy on images that may be mixed with one another."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Classification:
         return self._mix.images(mine, follower), self._mix.labels(own, its_label)
 
     def loss(self, learner: Learner, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
-        """The sum of losses, the tower's included; a guess at a mixed image is right where it names the larger part."""
+        """The sum of losses, the tower's included; a mixed image counts as right with its larger label."""
         mix = self._mix
         with learner.autocast():
             outputs = learner.forward(images)

@@ -1,4 +1,4 @@
-"""Whether this machine has room for what the workers hand over, before hours of training find out."""
+"""Checks before training: free shared memory and open files for what the workers hand over."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def training_workers(experiment: Experiment) -> list[int]:
 
 
 def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int) -> int:
-    """The most that prepared batches of this machine's processes take at once.
+    """The most shared memory that prepared batches of this machine's processes take.
 
-    A worker holds `PREFETCH` training batches, uint8 (N, 3, size, size), N a process's share; validation, whose
+    A worker holds `PREFETCH` training batches, uint8 (N, 3, size, size), N a process's shard; validation, whose
     batches are at most 256 images and two a worker, begins when these are still waiting.
     """
     hp, data = experiment.hyperparameters, experiment.data
-    largest = share(hp.global_batch_size, 0, world_size)
-    training = (largest.stop - largest.start) * 3 * max(hp.training_sizes) ** 2
+    shard = share(hp.global_batch_size, 0, world_size)
+    training = (shard.stop - shard.start) * 3 * max(hp.training_sizes) ** 2
     validation = min(hp.global_batch_size, 256) * 3 * hp.image_size**2
     per_process = PREFETCH * sum(training_workers(experiment)) * training
     total: int = local_world_size * (per_process + 2 * usable_workers(data.num_workers_val) * validation)
@@ -37,7 +37,7 @@ def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int)
 
 
 def check_shared_memory(experiment: Experiment) -> None:
-    """Raises `RequestError` where /dev/shm has less free than `needed_bytes`, saying what would fit."""
+    """Raises `RequestError` where /dev/shm has less free than `needed_bytes`, with the size that it needs."""
     if not SHM.is_dir():
         return
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -55,7 +55,7 @@ def check_shared_memory(experiment: Experiment) -> None:
 
 
 def needed_files(experiment: Experiment) -> int:
-    """Open files that a process may need: its own, its workers' pipes, and two a batch that waits to be taken."""
+    """Open files that a process may need: its own, its workers' pipes, and two for each batch that is waiting."""
     workers = sum(training_workers(experiment)) + usable_workers(experiment.data.num_workers_val)
     return 64 + workers * (8 + 2 * PREFETCH)
 

@@ -1,4 +1,4 @@
-"""Everything that changes over a run, as a checkpoint keeps it."""
+"""The state of a run, as a checkpoint keeps it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gaeanet.training.learner import Learner, Tensors
 
 
 class Extra(Protocol):
-    """What else changes over a run, beside its network: a search has an architecture."""
+    """Further state of a run, beside its network's: a search has an architecture."""
 
     def tensors(self) -> Tensors: ...
     def values(self) -> dict[str, Any]: ...
@@ -32,7 +32,7 @@ class Extra(Protocol):
 
 @dataclass
 class RunState:
-    """A run: its learner, how far it is, and the best so far.
+    """A run: its learner, its position in the data, and the best validations so far.
 
     Attributes:
         source: The images that it learns from; its catalog and fingerprint go into checkpoints.
@@ -55,7 +55,7 @@ class RunState:
 
     @property
     def batches(self) -> int:
-        """Global batches worked off: the position in the data."""
+        """Global batches processed: the position in the data."""
         return self.learner.batches
 
     def note_validation(self, validation: dict[str, Any]) -> bool:
@@ -75,7 +75,7 @@ class RunState:
         return self.best[0] is entry
 
     def saved(self) -> tuple[Tensors, checkpoint.State]:
-        """Groups of tensors, and plain values that say all about them. All processes must call this."""
+        """Groups of tensors, and the plain values that belong to them. All processes must call this."""
         learner, hp, catalog = self.learner, self.experiment.hyperparameters, self.source.catalog
         updates, skipped, bad_steps = learner.counts.tolist()
         state = {
@@ -107,7 +107,7 @@ class RunState:
         return tensors, {**state, "lineage": lineage_of(state, hp.seed, self.parent)}
 
     def load(self, path: Path, tensors: Tensors, state: checkpoint.State) -> list[str]:
-        """Loads a checkpoint as `checkpoint.load` reads it; returns sentences on what is not as it was.
+        """Loads a checkpoint as `checkpoint.load` reads it; returns messages on what differs from before.
 
         Raises:
             RequestError: It was made by other hyperparameters or from other classes.

@@ -22,7 +22,7 @@ Timer = Callable[[str], AbstractContextManager[Any]]
 
 
 class Objective(Protocol):
-    """What a network learns, as the step needs it."""
+    """The objective that a step optimises."""
 
     def begin(self, learner: Learner, images: Tensor) -> Tensor | None:
         """Before the weights' gradients; returns whether what it did was finite (0-d bool), None for nothing done."""
@@ -31,7 +31,7 @@ class Objective(Protocol):
         """The images and labels of a micro-batch on the device, as `loss` takes them."""
 
     def loss(self, learner: Learner, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
-        """The sum of the losses of a micro-batch (0-d); counts it into `sums` (see `Meter.sums_of`)."""
+        """The sum of the losses of a micro-batch (0-d); adds them to `sums` (see `Meter.sums_of`)."""
 
     def end(self, learner: Learner, finite: Tensor) -> Tensor:
         """Before the update, with whether all so far was finite; returns whether the step takes place (0-d bool)."""

@@ -12,7 +12,7 @@ from gaeanet.models.network import CellNetwork
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.banner import closing_words, plan
+from gaeanet.training.banner import plan, summary
 from gaeanet.training.job import Job
 from gaeanet.training.learner import build_learner
 from gaeanet.training.loop import run
@@ -27,7 +27,7 @@ def train(experiment: Experiment, source: Source, context: LocalContext) -> None
 
 
 class Training(Job):
-    """A network that learns to tell the classes of a source apart."""
+    """The training of an image classifier on a source."""
 
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         super().__init__(experiment, source, processes)
@@ -40,10 +40,10 @@ class Training(Job):
             return []
         learner = self.state.learner
         assert isinstance(learner.network, CellNetwork)
-        weights, sentences = start.weights_for(learner.network)
+        weights, messages = start.weights_for(learner.network)
         learner.start_from(weights)
         self.state.parent = start.parent
-        return sentences
+        return messages
 
     def plan(self, context: LocalContext) -> list[str]:
         return plan(self.experiment, self.source, context, self.state, self.steps)
@@ -54,5 +54,5 @@ class Training(Job):
     def columns(self, row: Row) -> dict[str, Any]:
         return {"drop_path_rate": row.drop_path_rate}
 
-    def closing_words(self, context: LocalContext) -> list[str]:
-        return closing_words(self.state, context, self.source.minival)
+    def summary(self, context: LocalContext) -> list[str]:
+        return summary(self.state, context, self.source.minival)

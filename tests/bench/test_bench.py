@@ -102,7 +102,7 @@ def test_a_slow_part_of_the_step_is_named(
     assert stages["step"]["seconds_per_image"] == pytest.approx(parts, rel=0.6)
 
 
-def test_the_time_of_a_run_is_foretold_to_a_factor_of_five(
+def test_the_time_of_a_run_is_predicted_to_a_factor_of_five(
     gaeanet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drawing the curve and the page apart. And the table says what the JSON says, and nothing is left on the disk."""
@@ -151,11 +151,11 @@ def test_a_batch_too_large_for_the_budget_is_worked_out(gaeanet: Run, experiment
     words = to_text(found)
     assert words.startswith("[generated images] tiny: CPU")
     assert "reading (generated) " in words
-    assert f"images and worked out for {batch:,}" in words
+    assert f"images and extrapolated to {batch:,}" in words
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a part")
-def test_the_memory_of_a_large_batch_is_foretold_from_two_small_ones() -> None:
+def test_the_memory_of_a_large_batch_is_predicted_from_two_small_ones() -> None:
     hp = {**NET, "init_channels": 16, "image_size": 224, "global_batch_size": 36}
     experiment = experiment_from({"hyperparameters": hp})
     learner = build_learner(experiment.hyperparameters, Processes())
@@ -164,12 +164,12 @@ def test_the_memory_of_a_large_batch_is_foretold_from_two_small_ones() -> None:
     small = steps.grow(12, 224, 0, 1e6)
     assert small is not None
     assert set(small.measured) == {2, 12}
-    foretold = StepMemory.of(small.measured, 0, 36, 0, small.room)
-    measured = memory.peak_of(steps._whole_step(36), CPU)
+    predicted = StepMemory.of(small.measured, 0, 36, 0, small.available)
+    measured = memory.peak_of(steps._full_step(36), CPU)
     assert measured is not None
-    others = measured - 36 * foretold.per_image  # the interpreter and its libraries would hide an error
-    assert foretold.peak - others == pytest.approx(measured - others, rel=0.6)
-    assert foretold.fits > 36
+    others = measured - 36 * predicted.per_image  # the interpreter and its libraries would hide an error
+    assert predicted.peak - others == pytest.approx(measured - others, rel=0.6)
+    assert predicted.fits > 36
 
 
 def test_what_fits() -> None:
@@ -182,24 +182,24 @@ def test_what_fits() -> None:
 def test_room_ends_where_a_container_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (memory.PROC / "meminfo").exists():
         pytest.skip("no /proc here")
-    whole = memory.room(CPU)
+    whole = memory.available(CPU)
     for name, text in (("max", "1000000"), ("current", "700000"), ("stat", "anon 5\ninactive_file 1000\n")):
         (tmp_path / f"memory.{name}").write_text(text)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "_own_group", lambda: "job")
-    assert memory.room(CPU) == pytest.approx(301_000 + memory.held(CPU), abs=20e6)
-    assert memory.room(CPU) < whole
+    assert memory.available(CPU) == pytest.approx(301_000 + memory.allocated(CPU), abs=20e6)
+    assert memory.available(CPU) < whole
 
 
 @pytest.mark.parametrize(
     ("environment", "arguments", "message"),
     [
         ({}, ["none.yaml"], "none.yaml: cannot read the experiment file"),
-        ({}, ["tiny.yaml", "--seconds", "0"], "--seconds 0: give it a second or more"),
-        ({}, ["tiny.yaml", "--seconds", "nan"], "--seconds nan: give it a second or more"),
+        ({}, ["tiny.yaml", "--seconds", "0"], "--seconds 0: must be 1 or more"),
+        ({}, ["tiny.yaml", "--seconds", "nan"], "--seconds nan: must be 1 or more"),
         ({}, ["tiny.yaml", "--data", "nowhere"], "data.location: nowhere does not exist"),
-        ({"WORLD_SIZE": "1"}, ["tiny.yaml"], "bench: measures one process; start it by itself"),
-        ({"DET_TASK_TYPE": "TRIAL"}, ["tiny.yaml"], "bench: measures one process; start it by itself"),
+        ({"WORLD_SIZE": "1"}, ["tiny.yaml"], "bench: measures one process; start it directly"),
+        ({"DET_TASK_TYPE": "TRIAL"}, ["tiny.yaml"], "bench: measures one process; start it directly"),
     ],
 )
 def test_refusals_come_at_once(

@@ -83,7 +83,7 @@ def test_the_experiment_is_the_clusters(core: Core) -> None:
     with pytest.raises(RequestError, match=r"hyperparameters\.epohcs: unknown key; did you mean epochs\?"):
         read_experiment()
     core.info.trial.hparams = {"checkpoint_bucket": "gs://b/c"}
-    with pytest.raises(RequestError, match="a cluster keeps checkpoints where checkpoint_storage says"):
+    with pytest.raises(RequestError, match="a cluster stores checkpoints in checkpoint_storage"):
         read_experiment()
 
 
@@ -94,7 +94,7 @@ def test_only_finite_numbers_are_told(
     assert told(core, "report_training_metrics") == [
         [1, {"epoch": 0.1, "batches": 1, "top1_accuracy": 50.0, "epochs": 0.1}]
     ]
-    assert "step 1: loss not finite, and left out" in capsys.readouterr().err
+    assert "step 1: loss not finite, not reported" in capsys.readouterr().err
 
 
 def test_after_a_rewind_a_step_is_told_once(context: DeterminedContext, core: Core) -> None:
@@ -115,10 +115,10 @@ def test_a_master_that_refuses_metrics_ends_the_run_and_one_that_refuses_progres
 ) -> None:
     core.trouble["report_progress"] = ValueError("gone")
     context.report(line(1))
-    context._aside.submit(int).result()
-    assert "the master does not show progress: gone; training goes on" in capsys.readouterr().err
+    context._background.submit(int).result()
+    assert "the master does not show progress: gone; training continues" in capsys.readouterr().err
     core.trouble["report_training_metrics"] = RuntimeError("500 Server Error")
-    with pytest.raises(RunError, match="did not take metrics reported before step 2: RuntimeError: 500 Server Error"):
+    with pytest.raises(RunError, match="did not accept metrics reported before step 2: RuntimeError: 500 Server Error"):
         context.report(line(2))
 
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_carries_log_and_experiment(context: DeterminedContext, cor
     context.report(line(1))
     save(context, 1)
     assert told(core, "upload") == [[["config.yaml", "manifest.json", "metrics.jsonl"], 1]]
-    assert "det checkpoint download uuid-1" in context.whereabouts()
+    assert "det checkpoint download uuid-1" in context.describe_outputs()
     core.trouble["upload"] = OSError(28, "No space left on device")
     with pytest.raises(RunError, match="did not store the checkpoint of step 2: OSError: no space left on device"):
         save(context, 2)
@@ -153,7 +153,7 @@ def test_a_stop_is_acknowledged_if_and_only_if_the_cluster_asked(context: Determ
 
 def test_metrics_lost_at_the_very_end_are_a_failure(core: Core, tmp_path: Path) -> None:
     """Such a run has ended well for itself, but the master must not take it for complete."""
-    lost = pytest.raises(RunError, match="did not take the last metrics: RuntimeError: 500")
+    lost = pytest.raises(RunError, match="did not accept the last metrics: RuntimeError: 500")
     with lost, DeterminedContext(tmp_path / "run"):
         core.trouble["close"] = RuntimeError("500")
 

@@ -191,4 +191,4 @@ def test_a_local_run_needs_a_file_and_a_trial_none(
     monkeypatch.setenv("DET_TASK_TYPE", "TRIAL")
     result = gaeanet("train", "const.yaml")
     assert result.code == 2
-    assert "on a cluster the submitted file says everything" in result.err
+    assert "on a cluster the submitted file has all settings" in result.err

@@ -143,8 +143,8 @@ def test_metrics_that_the_master_does_not_take_end_the_trial_clearly_and_are_tol
         told = [line for line in first.output.splitlines() if line.startswith("gaeanet: ")]
         assert len(told) == 1
         assert re.match(
-            r"gaeanet: the master did not take (metrics reported before step \d+|the last metrics): APIException: "
-            r".*the database is away.*; started again, the trial repeats them",
+            r"gaeanet: the master did not accept (metrics reported before step \d+|the last metrics): APIException: "
+            r".*the database is away.*; a restarted trial reports them again",
             told[0],
         )
         assert "Traceback" not in first.output

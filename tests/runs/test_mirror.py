@@ -46,7 +46,7 @@ def test_another_machine_goes_on_from_the_bucket(
     left = list(there.checkpoints())
     result = gaeanet("train", config, "--data", t3, "--run-dir", run, "--resume")
     assert result.code == 0, result.err
-    assert f"brought {left[0]} from {location}" in result.out
+    assert f"downloaded {left[0]} from {location}" in result.out
     mine, others = (load(folder / "checkpoints" / "latest")[0] for folder in (run, tmp_path / "straight"))
     assert mine.keys() == others.keys()
     assert all(torch.equal(value, others[group][name]) for group in mine for name, value in mine[group].items())
@@ -111,4 +111,6 @@ def test_a_last_copy_that_fails_ends_the_run_with_a_failure(
     gcs.faults = always("403", "step-000000008")
     result = gaeanet("train", experiment_file(checkpoint_bucket="gs://photos/late"), "--data", t3, "--run-dir", "r")
     assert result.code == 1
-    assert "everything is in r, but its copy is not whole: gs://photos/late/checkpoints/step-000000008/" in result.err
+    assert (
+        "everything is in r, but its mirror is incomplete: gs://photos/late/checkpoints/step-000000008/" in result.err
+    )

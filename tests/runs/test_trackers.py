@@ -63,7 +63,7 @@ def test_another_tracker_is_told_and_its_failure_is_not_the_runs(
     sys.modules["their_tracker"] = sys.modules[__name__]
     result = gaeanet("train", experiment_file(epochs=1), "--data", t3, "--track", "their_tracker:Tracker")
     assert result.code == 0
-    assert "their_tracker:Tracker is not told any more: the server is away" in result.out
+    assert "their_tracker:Tracker is dropped: the server is away" in result.out
     assert [("tiny", 0), *read_log(tmp_path / "runs" / "tiny")[:3]] == TOLD
 
 

@@ -41,10 +41,10 @@ def test_plain_lines_say_how_much_is_done_and_the_time_left(
 def test_without_a_terminal_there_is_no_live_line(capsys: pytest.CaptureFixture[str]) -> None:
     with LiveLine() as line:
         line.update("facts", description="x", done=1, total=2)
-        line.say("[red]said :smile:[/red]")
+        line.log("[red]said :smile:[/red]")
     assert capsys.readouterr().out == "[red]said :smile:[/red]\n"
     with LiveLine(silent=True) as silent:
-        silent.say("nothing")
+        silent.log("nothing")
     assert capsys.readouterr().out == ""
 
 
@@ -55,7 +55,7 @@ with WorkProgress(4, "images", 1) as progress:
     progress.add(3)
 with LiveLine() as line:
     line.update("[bold]loss[/bold]", description="[generated images] epoch 1/2", done=1, total=2)
-    line.say("stays [x]")
+    line.log("stays [x]")
 """
     ours, theirs = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "100"}

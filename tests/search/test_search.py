@@ -29,7 +29,7 @@ from gaeanet.models.counting import count
 from gaeanet.models.network import CellNetwork
 from gaeanet.search.architecture import SMALLEST, Architecture, entropy, exponentiated_gradient, mixture_of
 from gaeanet.search.costs import CHANNELS, LAYERS, SIZE, budget, cost_of
-from gaeanet.search.discretize import Budget, changed_edges, discretize, kept
+from gaeanet.search.discretize import Budget, changed_edges, discretize, one_hot
 from gaeanet.search.genotype_file import write_genotype
 
 CPU = torch.device("cpu")
@@ -146,8 +146,8 @@ def test_of_equals_the_earlier_wins() -> None:
 @given(seeds)
 def test_what_is_kept_of_a_genotype_decides_for_it_again(seed: int) -> None:
     genotype = random_genotype(seed)
-    assert discretize(kept(genotype)) == genotype
-    normal, _, edges, _ = mixture_of(kept(genotype), CPU)
+    assert discretize(one_hot(genotype)) == genotype
+    normal, _, edges, _ = mixture_of(one_hot(genotype), CPU)
     assert normal.sum() == edges.sum() == 8
 
 

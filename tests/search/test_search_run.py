@@ -101,7 +101,7 @@ def test_what_a_search_leaves_and_says(gaeanet: Run, search_file: Write, t3: Pat
     names = {"config.yaml", "metrics.jsonl", "checkpoints", "curve.png", "report.html", "genotype.json"}
     assert {path.name for path in run.iterdir()} == names
     assert "search: gaea, bilevel level, architecture lr 1; 8 candidates on each of 14 edges" in result.out
-    assert "shares: 9 training images for the weights and 9 others for the architecture" in result.out
+    assert "search data: 9 training images for the weights and 9 others for the architecture" in result.out
     said = r"^epoch \d: entropy .* genotype \w{12}, .* multiply-adds, .* parameters"
     assert len(re.findall(said, result.out, re.MULTILINE)) == 3
     assert "train it: gaeanet train CONFIG --set hyperparameters.genotype=found/genotype.json" in result.out
@@ -280,14 +280,14 @@ def test_the_genotype_of_the_log_is_that_of_the_checkpoint(
     job = Searching(experiment, open_source(experiment), Processes())
     path = tmp_path / "run" / "checkpoints" / "latest"
     job.state.load(path.resolve(), *load(path))
-    assert discretize(job.state.architecture.weights()) == read_genotype(str(tmp_path / "run" / "genotype.json"))
+    assert discretize(job.architecture.weights()) == read_genotype(str(tmp_path / "run" / "genotype.json"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["search"], "search: name the experiment file, for example gaeanet search search"),
-        (["search", "plain.yaml"], "plain.yaml: no hyperparameters.search, which says how to search: add it"),
+        (["search", "plain.yaml"], "plain.yaml: no hyperparameters.search, which a search needs: add it"),
         (["train", "tiny.yaml"], "tiny.yaml: hyperparameters.search makes this a search: gaeanet search tiny.yaml"),
         (["search", "tiny.yaml", "--init", "x"], "unrecognized arguments: --init x"),
         (

@@ -18,7 +18,7 @@ from gaeanet.kernels.build import availability
 from gaeanet.models.fast import FastBatchNorm2d, FastConvNorm, accelerate, make_fast, make_plain
 from gaeanet.models.operations import ConvNorm
 from gaeanet.search.architecture import Architecture, Mixture, entropy, mixture_of
-from gaeanet.search.discretize import discretize, kept
+from gaeanet.search.discretize import discretize, one_hot
 from gaeanet.search.supernet import FanOut, FastParallelConv, SearchCell, Supernet, recalibrated, without_affine
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -145,7 +145,7 @@ def test_statistics_of_a_decided_supernet_are_its_own() -> None:
     network = Supernet(3, 4, 3, 2, "cifar")
     images = torch.randn(8, 3, 32, 32)
     architecture = Architecture(Search(channel_divisor=2), CPU)
-    decided = mixture_of(kept(discretize(architecture.weights())), CPU)
+    decided = mixture_of(one_hot(discretize(architecture.weights())), CPU)
     before = [buffer.clone() for buffer in network.buffers()]
     calibrated = recalibrated(network, decided, [images])
     assert all(torch.equal(a, b) for a, b in zip(before, network.buffers()))

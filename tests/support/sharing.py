@@ -47,7 +47,7 @@ def main(config: str, data: str, out: str) -> None:
         if k == 2:
             break
         trained.step(batch.images, batch.labels, 0.01, 0.0)
-    trained.learner.share_statistics()
+    trained.learner.broadcast_statistics()
     average = trained.learner.average
     assert average is not None
     digest = hashlib.sha256()

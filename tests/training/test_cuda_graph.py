@@ -18,7 +18,7 @@ from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
 from gaeanet.models.build import build_network
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.cuda_graph import Recorded, check_recordable
+from gaeanet.training.cuda_graph import Graphed, check_capturable
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -63,7 +63,7 @@ def test_recording_moves_neither_statistics_nor_draws_nor_gradients(
     network.set_drop_path_rate(0.3)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     draws = torch.get_rng_state()
-    shared = Recorded(network, BATCH, SIZE, dtype)
+    shared = Graphed(network, BATCH, SIZE, dtype)
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
@@ -78,14 +78,14 @@ def test_recording_moves_neither_statistics_nor_draws_nor_gradients(
     [
         ({}, ("cpu",), "is for GPUs, this runs on cpu"),
         ({}, ("cuda", 2), "is for one process, these are 2"),
-        ({"max_batch_per_slot": 4}, ("cuda",), "takes a batch at once, max_batch_per_slot is 4"),
+        ({"max_batch_per_slot": 4}, ("cuda",), "needs one micro-batch a step, max_batch_per_slot is 4"),
         ({"train_image_size": [32, 64], "image_size": 64}, ("cuda",), "is for images of one size, these grow from 32"),
     ],
 )
 def test_steps_that_are_not_alike_are_refused(changes: dict[str, Any], where: tuple[Any, ...], words: str) -> None:
     hp = Hyperparameters(**{**NET, "global_batch_size": BATCH, **changes, "compile": "graphs"})
     with pytest.raises(RequestError, match=rf"hyperparameters.compile: graphs {words}.*: use auto or false$"):
-        check_recordable(hp, processes(*where))
+        check_capturable(hp, processes(*where))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

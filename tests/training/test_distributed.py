@@ -261,7 +261,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_processes(
     process.join(60)
     assert process.exitcode == 75, output.read_text()
     out = joined(together(2, train_arguments(config, t3, run, "--resume"), output), output)
-    assert "this run goes on with 2 processes after 1" in out
+    assert "this run resumes with 2 processes after 1" in out
     straight = alone(train_arguments(config, t3, tmp_path / "straight"), output)
     straight.join(120)
     rates, expected = ([line["learning_rate"] for line in read_log(r, "train")] for r in (run, tmp_path / "straight"))

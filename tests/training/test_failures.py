@@ -189,7 +189,7 @@ def test_field_report_48_a_damaged_newest_checkpoint_is_passed_over(
     (newest / "model.safetensors").write_bytes(data[: len(data) // 2])
     result = gaeanet("train", config, "--data", t3, "--resume")
     assert result.code == 0, result.err
-    assert "passed over a damaged checkpoint" in result.out
+    assert "skipped a damaged checkpoint" in result.out
     assert "resumed after step 8" in result.out
 
 

@@ -36,10 +36,10 @@ def test_the_share_is_what_the_rectangle_leaves_to_the_pixel(share: float, h: in
     for k in range(2):
         partners = mixed[k] == k + 1
         assert torch.equal(partners[0], partners[2])
-        assert mix.share == pytest.approx(1 - partners[0].float().mean().item(), abs=1e-6)
+        assert mix.lam == pytest.approx(1 - partners[0].float().mean().item(), abs=1e-6)
         rows, columns = partners[0].any(1), partners[0].any(0)
         assert int(rows.sum() * columns.sum()) == int(partners[0].sum()), "a rectangle, and nothing else"
-    assert mix.share >= share - 1e-9, "cut off at the edges, it only gets smaller"
+    assert mix.lam >= share - 1e-9, "cut off at the edges, it only gets smaller"
 
 
 def test_mixup_is_the_weighted_mean_with_the_image_after_it() -> None:
@@ -73,7 +73,7 @@ def test_a_step_takes_either_evenly_and_shares_follow_beta() -> None:
     assert 160 < sum(mix.box is not None for mix in draws if mix) < 240
     assert draws == [both.draw(mix_seed(3, k), 32, 32) for k in range(400)]
     found = [Mixing(Hyperparameters(mixup_alpha=0.4)).draw(mix_seed(0, k), 32, 32) for k in range(400)]
-    values = torch.tensor([mix.share for mix in found if mix])
+    values = torch.tensor([mix.lam for mix in found if mix])
     assert len(values) == 400
     assert values.mean().item() == pytest.approx(0.5, abs=0.06)
     assert values.var().item() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.02)  # of Beta(a, a)
