@@ -2,6 +2,7 @@
 # make train     trains the recipe const (generated images, minutes) to its end
 # make test      the whole test suite
 # make check     linters and types
+# make coverage  the same, with the lines and branches that no test reaches; fails below the floor
 # make lowest    the whole suite with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
 # make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
@@ -11,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test lowest check format reference bench timm-tests
+.PHONY: install train test coverage lowest check format reference bench timm-tests
 
 install: $(READY)
 
@@ -25,6 +26,9 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+
+coverage: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=85
 
 lowest: $(READY)
 	$(BIN)/python tests/lowest.py $(or $(TESTS),-n 2 --dist worksteal)

@@ -12,6 +12,7 @@ import yaml
 from tiny import make_folder
 
 import gaeanet
+from gaeanet.config.recipes import read_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -72,18 +73,18 @@ def test_every_name_is_on_the_page() -> None:
 
 @pytest.mark.slow
 def test_the_page_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At tiny size: the experiment files in the current directory are small."""
+    """At tiny size: files of the recipes' names in the current directory take their place."""
     monkeypatch.chdir(tmp_path)
     make_folder(tmp_path / "photographs")
     make_folder(tmp_path / "imagenet", classes=2, train=20, val=5)
     for name, changes in (("const", {}), ("search", {"init_channels": 8})):
-        tree = yaml.safe_load((ROOT / f"{name}.yaml").read_text(encoding="utf-8"))
+        tree = yaml.safe_load(read_recipe(name))
         tree["data"] |= {"generated_per_class": 20, "num_workers_train": 0, "num_workers_val": 0}
         tree["hyperparameters"] |= {"init_channels": 4, "layers": 3, "num_classes": 2, "global_batch_size": 10}
         tree["hyperparameters"] |= {"image_size": 32, "epochs": 1, **changes}
         if name == "search":
             tree["hyperparameters"]["search"] |= {"weights_share": 0.5, "architecture_share": 0.5}
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        (tmp_path / name).write_text(yaml.safe_dump(tree), encoding="utf-8")
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "docs/python.md", "exec"), names)

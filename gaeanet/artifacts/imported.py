@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: Any = load_file(path)
         else:
-            with torch.serialization.safe_globals(_PLAIN_TYPES):
+            with torch.serialization.safe_globals(_PLAIN_TYPES), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of newer pickle protocols; what it then cannot read, it refuses
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {reason(error)}") from None

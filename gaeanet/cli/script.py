@@ -35,7 +35,7 @@ def train(
     """Trains a network, as `gaeanet train` does, and returns the run directory.
 
     Args:
-        config: An experiment file, or the experiment itself.
+        config: An experiment file, a recipe's name (`const`), or the experiment itself.
         overrides: `KEY=VALUE` each, as for `--set`; for a file only.
         data: A directory or a bucket's URL in place of `data.location`; for a file only.
         run_dir: The run directory; None is `runs/<name of the experiment>`.

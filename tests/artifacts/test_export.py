@@ -174,6 +174,9 @@ def validated_by_timm(export_dir: Path, images: Path, batch: int = 8) -> dict[st
     return {"top1": top1, "top5": top5, "count": count, "guesses": guesses}
 
 
+# timm's data set leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_timms_validation_agrees_to_the_image(gaeanet: Run, tmp_path: Path) -> None:
     """A network that tells images apart, though it has learnt nothing, on images of many sizes, at 48 pixels."""
     torch.manual_seed(0)

@@ -248,6 +248,6 @@ def test_words_differences_and_drawings_come_without_torch(pytestconfig: pytest.
 
 
 def test_a_reader_that_has_had_enough_is_no_error(pytestconfig: pytest.Config, tmp_path: Path) -> None:
-    command = f"{sys.executable} -m gaeanet.cli.main describe darts-v1 --draw {tmp_path}/cell.svg | true"
+    command = f"{sys.executable} -m gaeanet.cli describe darts-v1 --draw {tmp_path}/cell.svg | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=pytestconfig.rootpath)
     assert done.stderr == ""
