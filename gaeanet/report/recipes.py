@@ -9,8 +9,8 @@ from typing import Any
 
 from gaeanet.config.experiment import OPERATIONAL, Hyperparameters, experiment_from
 from gaeanet.config.recipes import read_recipe
-from gaeanet.runtime.yaml import parse
 from gaeanet.report.series import PUBLISHED_EPOCHS, PUBLISHED_TOP5, Line, beside_the_published
+from gaeanet.runtime.yaml import parse
 
 PUBLISHED = {
     "distributed": "the original example's (distributed.yaml)",
