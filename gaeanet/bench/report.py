@@ -148,12 +148,12 @@ def to_text(facts: dict[str, Any]) -> str:
         "",
         f"{'stage':<20} {'an image':>10} {'images/s':>12} {'busy':>6}",
     ]
-    for stage, measured in facts["stages"].items():
+    for stage, timing in facts["stages"].items():
         if stage in ("reading", "transfer", "end to end"):
             lines.append("")
         name = "reading (generated)" if stage == "reading" and facts["generated"] else _NAMES.get(stage, stage)
-        row = f"{name:<20} {_time(measured['seconds_per_image']):>10} "
-        lines.append(row + f"{_rate(measured['images_per_second']):>12} {100 * measured['share']:>4.0f} %")
+        row = f"{name:<20} {_time(timing['seconds_per_image']):>10} "
+        lines.append(row + f"{_rate(timing['images_per_second']):>12} {100 * timing['share']:>4.0f} %")
     run, bottleneck = facts["run"], facts["bottleneck"]
     lines += [
         "",
