@@ -1,9 +1,9 @@
 # make install   .venv with everything, development included
 # make train     trains the recipe const (generated images, minutes) to its end
 # make test      the whole test suite
-# make check     linters and types
 # make coverage  the same, with the lines and branches that no test reaches; fails below the floor
-# make lowest    the whole suite with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
+# make lowest    the same with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
+# make check     linters and types
 # make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
 # make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about ten minutes on two cores)

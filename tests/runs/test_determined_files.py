@@ -124,8 +124,8 @@ def test_a_search_space_is_the_clusters(gaeanet: Callable[..., Result]) -> None:
     assert "is a search space, which a cluster resolves; for a local run give a value" in result.err
 
 
-IN_THE_IMAGE = {"torch", "torchvision", "numpy", "matplotlib", "pillow", "pyyaml"}
-"""What Determined's task image has, or the harness brings; timm does without huggingface_hub."""
+IN_THE_IMAGE = {"torch", "torchvision", "numpy", "matplotlib", "pillow", "pyyaml", "jinja2"}
+"""What Determined's task image has, or torch or the harness brings; timm does without huggingface_hub."""
 
 
 def _pins() -> dict[str, str]:
