@@ -13,6 +13,7 @@ from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.progress import duration
+from gaeanet.runtime.tables import table_lines
 
 _GIB = 2.0**30
 
@@ -146,14 +147,15 @@ def to_text(facts: dict[str, Any]) -> str:
         f"{facts['workers']} workers",
         f"{facts['location']}: {facts['training_images']:,} training images, batches of {facts['global_batch_size']:,}",
         "",
-        f"{'stage':<20} {'an image':>10} {'images/s':>12} {'busy':>6}",
     ]
+    rows: list[list[str]] = []
     for stage, timing in facts["stages"].items():
         if stage in ("reading", "transfer", "end to end"):
-            lines.append("")
+            rows.append([])
         name = "reading (generated)" if stage == "reading" and facts["generated"] else _NAMES.get(stage, stage)
-        row = f"{name:<20} {_time(timing['seconds_per_image']):>10} "
-        lines.append(row + f"{_rate(timing['images_per_second']):>12} {100 * timing['share']:>4.0f} %")
+        cells = _time(timing["seconds_per_image"]), _rate(timing["images_per_second"]), f"{100 * timing['share']:.0f} %"
+        rows.append([name, *cells])
+    lines += table_lines(["stage", "an image", "images/s", "busy"], rows, right=(1, 2, 3))
     run, bottleneck = facts["run"], facts["bottleneck"]
     lines += [
         "",

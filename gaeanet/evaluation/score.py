@@ -20,6 +20,7 @@ from gaeanet.evaluation.statistics import calibration_error, mcnemar, wilson
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
 from gaeanet.runtime.strict_json import dumps
+from gaeanet.runtime.tables import table_lines
 
 PREFIX = {"raw": "", "ema": "ema_"}
 """The prefix of a metric's name in the log, by kind of weights."""
@@ -212,16 +213,13 @@ def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
     yield from (f"not as in the run: {change}" for change in facts["changed"])
     yield from facts["notes"]
     yield ""
-    yield f"{'':<20}" + "".join(f"{TITLES[kind]:<28}" for kind in kinds).rstrip()
-    rows = [("top-1 accuracy, %", "top1"), ("top-5 accuracy, %", "top5")]
+    metrics = [("top-1 accuracy, %", "top1"), ("top-5 accuracy, %", "top5")]
     if f"{PREFIX[kinds[0]]}real_count" in facts:
-        rows += [("ReaL top-1, %", "real_top1"), ("ReaL top-5, %", "real_top5")]
-    for title, name in rows:
-        cells = (_cell(facts, PREFIX[kind] + name) for kind in kinds)
-        yield f"{title:<20}" + "".join(f"{cell:<28}" for cell in cells).rstrip()
+        metrics += [("ReaL top-1, %", "real_top1"), ("ReaL top-5, %", "real_top5")]
+    rows = [[title, *(_cell(facts, PREFIX[kind] + name) for kind in kinds)] for title, name in metrics]
     for title, name, unit in (("loss", "loss", ""), ("calibration error", "calibration_error", " %")):
-        cells = (f"{facts[PREFIX[kind] + name]:.4f}{unit}" for kind in kinds)
-        yield f"{title:<20}" + "".join(f"{cell:<28}" for cell in cells).rstrip()
+        rows.append([title, *(f"{facts[PREFIX[kind] + name]:.4f}{unit}" for kind in kinds)])
+    yield from table_lines(["", *(TITLES[kind] for kind in kinds)], rows)
     yield "in brackets: 95 % interval (Wilson) for other images of the same kind"
     if "per_class" in facts:
         yield ""
@@ -236,18 +234,18 @@ def _cell(facts: dict[str, Any], name: str) -> str:
     return f"{facts[f'{name}_accuracy']:.2f}  ({low:.2f} to {high:.2f})"
 
 
-def _class_table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> Iterator[str]:
-    """The table of classes, worst first by the last kind of weights."""
+def _class_table(rows: list[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
+    """Worst class first, by the last kind of weights; one line a class, for `grep` and `sort`."""
     last = PREFIX[kinds[-1]]
-    width = min(40, max(len(row["name"]) for row in rows))
-    yield f"{'class':<{width}}  images  " + "  ".join(f"{TITLES[kind] + ' top-1':>9}" for kind in kinds) + "  taken for"
     names = {row["class"]: row["name"] for row in rows}
-    ranked = (row for row in rows if row["count"])
-    for row in sorted(ranked, key=lambda row: row[f"{last}top1_accuracy"]):
-        values = "  ".join(f"{row[PREFIX[kind] + 'top1_accuracy']:>9.2f}" for kind in kinds)
+    table = []
+    for row in sorted((row for row in rows if row["count"]), key=lambda row: float(row[f"{last}top1_accuracy"])):
+        values = (f"{row[PREFIX[kind] + 'top1_accuracy']:.2f}" for kind in kinds)
         taken = row[f"{last}taken_for"]
         instead = f"{names[taken]} ({row[f'{last}taken_for_count']})" if taken else "-"
-        yield f"{row['name'][:width]:<{width}}  {row['count']:>6}  {values}  {instead}"
+        table.append([row["name"], f"{row['count']}", *values, instead])
+    headers = ["class", "images", *(f"{TITLES[kind]} top-1" for kind in kinds), "taken for"]
+    return table_lines(headers, table, right=range(1, len(kinds) + 2), cut=(0, len(kinds) + 2))
 
 
 def _comparison(pair: dict[str, Any], path: str) -> Iterator[str]:

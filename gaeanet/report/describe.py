@@ -21,6 +21,7 @@ from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_fr
 from gaeanet.config.recipes import is_bare, recipe_names
 from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.imports import importing
+from gaeanet.runtime.tables import table_lines
 from gaeanet.runtime.yaml import parse
 
 if TYPE_CHECKING:
@@ -362,9 +363,7 @@ def _side_by_side(facts_a: dict[str, Any], facts_b: dict[str, Any]) -> Iterable[
     ]
     names = ["", "fingerprint", "cells", "channels", "activation", "squeeze-excite", "parameters", "multiply-adds"]
     names += ["published error", "published multiply-adds"]
-    width = max(map(len, columns[0]))
-    for name, left, right in zip(names, *columns):
-        yield f"{name:<24}{left:<{width + 3}}{right}"
+    return table_lines(["", columns[0][0], columns[1][0]], list(zip(names, *columns))[1:])
 
 
 def _published(published: dict[str, Any] | None) -> tuple[str, str]:
