@@ -150,3 +150,11 @@ def test_field_report_83_a_file_that_cannot_be_read_is_one_line(
     monkeypatch.setattr("io.open", refuse)
     with pytest.raises(RequestError, match=f"{name}: cannot be read: permission denied"):
         checkpoint.load(path)
+
+
+def test_field_report_91_a_manifest_is_looked_at_before_it_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    with open(path / "manifest.json", "r+b") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(RequestError, match="not a gaeanet checkpoint"):
+        checkpoint.load(path)

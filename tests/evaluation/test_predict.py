@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from tiny import Result, TinyRun
 
 from gaeanet.artifacts.find import find
+from gaeanet.data.formats import FORMATS
 from gaeanet.data.images.decode import to_pixels
 from gaeanet.data.images.transforms import ValidationTransform, normalize
 
@@ -95,3 +98,45 @@ def test_each_wrong_request_gets_one_clear_line(gaeanet: Run, tiny_run: TinyRun,
         assert result.code == 2, arguments
         assert message in result.err
         assert result.err.count("\n") == 1
+
+
+def images_on_standard_input() -> dict[str, bytes]:
+    image = Image.effect_noise((40, 30), 90)
+    made = {}
+    for name, mode in (("PPM", "RGB"), ("PPM", "L"), ("PPM", "1"), *((kind, "RGB") for kind in FORMATS)):
+        buffer = io.BytesIO()
+        image.convert(mode).save(buffer, name)
+        made[f"{name} {mode}"] = buffer.getvalue()
+    made["comment"] = b"P6\n# by hand\n2 2\n255\n" + bytes(range(10, 22))
+    made["plain"] = b"P3 2 2 255\n" + b"9 " * 12
+    return made
+
+
+@pytest.mark.parametrize("name", images_on_standard_input())
+def test_field_report_81_an_image_on_standard_input_is_told_by_what_it_is(
+    gaeanet: Run, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(images_on_standard_input()[name]))
+    result = gaeanet("predict", tiny_run.run, "-", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["image"] == "standard input"
+
+
+def test_field_report_81_names_on_standard_input_may_be_any_bytes(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = next((tiny_run.data / "val").rglob("*.JPEG")).read_bytes()
+    names = [b"BMW.jpg", b"GIF8.jpg", b"P6", b"RIFF", b"M\xfcller.jpg", b" spaced .jpg"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(photo)
+    for ends in (b"\n", b"\r\n"):
+        monkeypatch.setattr(sys, "stdin", Input(ends.join(names) + ends))
+        result = gaeanet("predict", tiny_run.run, "-", "--json")
+        assert result.code == 0, result.err
+        rows = [json.loads(line)["image"] for line in result.out.splitlines()]
+        assert rows == ["BMW.jpg", "GIF8.jpg", "P6", "RIFF", "M\\udcfcller.jpg", " spaced .jpg"]
+    monkeypatch.setattr(sys, "stdin", Input(b"nowhere.jpg\nbell\x07\n"))
+    result = gaeanet("predict", tiny_run.run, "-", "--json")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert "\x07" not in result.err
