@@ -43,7 +43,8 @@ def main(arguments: list[str]) -> int:
         constraints.flush()
         install = ["install", "--quiet", "--constraint", constraints.name, "--editable", ".[dev]"]
         subprocess.run([python, "-m", "pip", *install], check=True, cwd=ROOT)
-    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT).returncode
+    # Old releases beside newer ones of what they need warn of much that nobody here can change.
+    return subprocess.run([python, "-m", "pytest", "-W", "default", *arguments], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
