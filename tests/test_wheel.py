@@ -71,6 +71,7 @@ def test_the_installed_wheel_works_outside_of_the_project(installed: Path, tmp_p
     assert "2 steps an epoch" in said
     assert (tmp_path / "runs" / "const" / "checkpoints" / "best" / "manifest.json").is_file()
     assert (tmp_path / "runs" / "const" / "curve.png").is_file()
+    assert (tmp_path / "runs" / "const" / "report.html").is_file()  # its templates and style sheet are in the wheel
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
