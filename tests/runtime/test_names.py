@@ -113,10 +113,10 @@ def test_field_report_86_an_experiment_is_kept_in_runs(
     config = experiment_file("plain", epochs=1)
     config.write_text(config.read_text().replace("name: plain", f"name: {name}"))
     (tmp_path / "in").mkdir()
-    before = all_files(tmp_path.parent)
+    before, around = all_files(tmp_path), set(tmp_path.parent.iterdir())
     one_line(gaeanet("train", config, "--data", t3), "name:", "--run-dir")
     one_line(gaeanet("bench", config, "--data", t3), "name:")
-    assert all_files(tmp_path.parent) == before
+    assert (all_files(tmp_path), set(tmp_path.parent.iterdir())) == (before, around)
     assert gaeanet("train", config, "--data", t3, "--run-dir", "mine").code == 0
 
 
