@@ -39,13 +39,6 @@ def test_several_runs_in_one_picture_and_svg(gaeanet: Run, tmp_path: Path) -> No
     assert gaeanet("plot", *runs).out == "wrote curves.png\n"
 
 
-def test_field_report_80_a_name_is_not_mathematics(gaeanet: Run, tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / name) for name in (r"$\frac{$", "$lr_$seed", "_first", "{x} %s")]
-    for run in runs:
-        assert gaeanet("plot", run).code == 0
-    assert gaeanet("plot", *runs, "-o", tmp_path / "all.svg").code == 0
-
-
 def test_what_cannot_be_drawn_is_one_line(gaeanet: Run, tmp_path: Path) -> None:
     missing = gaeanet("plot", tmp_path / "nowhere")
     assert (missing.code, missing.err) == (2, f"gaeanet: {tmp_path}/nowhere: no run there (metrics.jsonl is missing)\n")
