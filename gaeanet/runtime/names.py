@@ -1,4 +1,4 @@
-"""Names that come from data, and the one place where such a name becomes a path. Nothing here needs torch.
+"""Names that come from data, and the one place where such a name becomes a path. Nothing here needs numpy or torch.
 
 Shards, indices, archives, manifests, buckets and class tables name files, and whoever wrote them may be anybody. A name
 is joined to a directory here alone, so that nothing is read or written outside of it. See docs/security.md.
@@ -7,9 +7,6 @@ is joined to a directory here alone, so that nothing is read or written outside 
 from __future__ import annotations
 
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gaeanet.errors import RequestError
 
@@ -37,31 +34,3 @@ def inside(directory: Path, name: str) -> Path:
     if not stays_inside(name):
         raise RequestError(f"{shown(name)!r}: names something outside of {directory}, and is not followed")
     return directory / name
-
-
-def first_outside(names: NDArray[np.uint8], ends: NDArray[np.int64]) -> int | None:
-    """The number of the first of many names that does not stay inside; None where all do.
-
-    Looks at the bytes of all names at once, since a data set has a million of them.
-
-    Args:
-        names, ends: As in `catalog.Split`.
-    """
-    if not len(ends):
-        return None
-    starts = np.concatenate([[0], ends[:-1]])
-    filled = starts < ends
-    heads, tails = names[starts[filled]], names[ends[filled] - 1]
-    suspect = ~filled
-    suspect[filled] = (heads == ord("/")) | (heads == ord(".")) | (tails == ord("/"))
-    text = names.tobytes()
-    for pattern in (b"//", b"/.", b"\0"):
-        place = text.find(pattern)
-        while place >= 0:
-            suspect[np.searchsorted(ends, place, side="right")] = True
-            place = text.find(pattern, place + 1)
-    for index in np.flatnonzero(suspect).tolist():
-        name = names[starts[index] : ends[index]].tobytes().decode("utf-8", "surrogateescape")
-        if not stays_inside(name):
-            return int(index)
-    return None

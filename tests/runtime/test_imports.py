@@ -45,6 +45,11 @@ def test_only_what_is_there_before_triton_is_set_apart() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def test_a_command_line_is_read_before_numpy_is_needed() -> None:
+    code = "import sys, gaeanet.cli.main\nassert 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 COMMANDS = (
     "--version",
     "train tiny.yaml --data {data}",

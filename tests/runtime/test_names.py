@@ -22,12 +22,12 @@ from tiny import Result, TinyRun
 from gaeanet.artifacts.checkpoint import load
 from gaeanet.data.formats import FORMATS
 from gaeanet.data.images.decode import ImageError, to_pixels
-from gaeanet.data.sources.catalog import Split
+from gaeanet.data.sources.catalog import Split, first_outside
 from gaeanet.data.sources.index import read_index, write_index
 from gaeanet.data.sources.layout import INDEX
 from gaeanet.errors import RequestError
 from gaeanet.runs.mirror import Mirror
-from gaeanet.runtime.names import first_outside, inside, shown, stays_inside
+from gaeanet.runtime.names import inside, shown, stays_inside
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
