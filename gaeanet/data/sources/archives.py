@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
-from gaeanet.data.sources.entries import is_hidden, is_image, passed_over
+from gaeanet.data.sources.entries import is_hidden_path, is_image, passed_over
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES
 from gaeanet.data.sources.source import Source
@@ -83,7 +83,7 @@ def members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[Member
 
 
 def _is_archive(name: str) -> bool:
-    return name.endswith(".tar") and not any(is_hidden(part) for part in name.removeprefix("./").split("/"))
+    return name.endswith(".tar") and not is_hidden_path(name)
 
 
 class ArchiveSource(Source):
@@ -151,7 +151,7 @@ class ArchiveSource(Source):
                 if name in kept:
                     raise RequestError(f"{where}: holds two files called {shown(name)}: download it again")
                 kept[name] = member
-            elif not any(is_hidden(part) for part in member.name.removeprefix("./").split("/")):
+            elif not is_hidden_path(member.name):
                 others.append(member.name)
         if others:
             self.notes.append(passed_over(where, others, "file that does not belong there", "files that do not"))

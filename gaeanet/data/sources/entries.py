@@ -26,10 +26,18 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def is_hidden_path(path: str) -> bool:
+    """Whether an entry of this relative path is passed over: it, or a directory above it, is hidden."""
+    return any(map(is_hidden, path.removeprefix("./").split("/")))
+
+
 def is_image(path: str) -> bool:
     """Whether the file of this relative path is taken for an image: by its suffix, and not hidden anywhere."""
-    parts = path.removeprefix("./").split("/")
-    return os.path.splitext(parts[-1])[1].lower() in IMAGE_SUFFIXES and not any(map(is_hidden, parts))
+    return _has_image_suffix(path) and not is_hidden_path(path)
+
+
+def _has_image_suffix(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 def identity(path: str | Path) -> tuple[int, int]:
@@ -79,7 +87,7 @@ def images_under(
                         continue
                     if is_directory(entry):
                         (links if entry.is_symlink() else below).append((entry.path, f"{begin}{entry.name}/"))
-                    elif is_image(entry.name):
+                    elif _has_image_suffix(entry.name):
                         yield begin + entry.name
                     else:
                         passed(begin + entry.name)
