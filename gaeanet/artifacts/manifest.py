@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gaeanet.errors import RequestError
-from gaeanet.runtime.names import shown
+from gaeanet.runtime.names import shortened, shown
 
 FORMAT = 1
 MOST_BYTES = 64 << 20
@@ -48,26 +48,21 @@ def parsed(text: str, where: str) -> dict[str, Any]:
         raise RequestError(f"{where}: not a gaeanet checkpoint, or its manifest.json is damaged") from None
     if format_ != FORMAT:
         raise RequestError(
-            f"{where}: checkpoint format {_shortened(format_)}; this version of gaeanet reads format {FORMAT}"
+            f"{where}: checkpoint format {_quoted(format_)}; this version of gaeanet reads format {FORMAT}"
         )
     if "digest" in manifest and manifest["digest"] != _digest(manifest):
         raise RequestError(f"{where}: its manifest.json is damaged (wrong checksum)")
-    for key, (fits, expected) in _MANIFEST.items():
-        if key in manifest and not fits(manifest[key]):
-            raise _odd(where, key, expected, manifest[key])
-    for key, (fits, expected) in _STATE.items():
-        if key in manifest["state"] and not fits(manifest["state"][key]):
-            raise _odd(where, key, expected, manifest["state"][key])
+    for rules, values in ((_MANIFEST, manifest), (_STATE, manifest["state"])):
+        for key, (fits, expected) in rules.items():
+            if key in values and not fits(values[key]):
+                raise RequestError(
+                    f"{where}: its manifest.json is damaged: {key} must be {expected}, is {_quoted(values[key])}"
+                )
     return dict(manifest)
 
 
-def _odd(where: str, key: str, expected: str, value: Any) -> RequestError:
-    return RequestError(f"{where}: its manifest.json is damaged: {key} must be {expected}, is {_shortened(value)}")
-
-
-def _shortened(value: Any) -> str:
-    text = shown(repr(value)[:200])
-    return text if len(text) <= 60 else text[:57] + "..."
+def _quoted(value: Any) -> str:
+    return shortened(shown(repr(value)[:200]))
 
 
 def _is_count(value: Any) -> bool:
@@ -137,15 +132,9 @@ def _is_lineage(value: Any) -> bool:
         parent = value.get("parent")
         if parent is None:
             return True
-        if (
-            not isinstance(parent, dict)
-            or not isinstance(parent.get("path"), str)
-            or parent.get("weights")
-            not in (
-                "raw",
-                "ema",
-            )
-        ):
+        if not isinstance(parent, dict) or not _is_text(parent.get("path")):
+            return False
+        if parent.get("weights") not in ("raw", "ema"):
             return False
         if not _or_nothing(_is_text)(parent.get("digest")) or not _or_nothing(_is_count)(parent.get("batches")):
             return False

@@ -11,6 +11,7 @@ from typing import Any
 from gaeanet.cells.genotype import FIELDS, Genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.runtime.names import shortened
 from gaeanet.runtime.yaml import parse
 
 
@@ -41,11 +42,11 @@ def from_text(text: str) -> Genotype:
     """
     start = re.search(r"Genotype\s*\(", text)
     if start is None:
-        raise RequestError(f"genotype: no Genotype(...) in {_shortened(text)!r}")
+        raise RequestError(f"genotype: no Genotype(...) in {_quoted(text)}")
     try:
         call = ast.parse(_balanced(text[start.start() :]), mode="eval").body
     except (SyntaxError, ValueError):
-        raise RequestError(f"genotype: cannot parse {_shortened(text[start.start() :])!r}") from None
+        raise RequestError(f"genotype: cannot parse {_quoted(text[start.start() :])}") from None
     assert isinstance(call, ast.Call)
     fields = dict(zip(FIELDS, map(_literal, call.args)))
     for keyword in call.keywords:
@@ -77,12 +78,11 @@ def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, MemoryError, RecursionError):
-        raise RequestError(f"genotype: {_shortened(ast.unparse(node))!r} is not a plain list, number or name") from None
+        raise RequestError(f"genotype: {_quoted(ast.unparse(node))} is not a plain list, number or name") from None
 
 
-def _shortened(text: str, limit: int = 80) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _quoted(text: str) -> str:
+    return repr(shortened(" ".join(text.split()), 80))
 
 
 def is_text(reference: str) -> bool:
@@ -116,10 +116,10 @@ def read_genotype(reference: Any) -> Genotype:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(
-            f"genotype {_shortened(reference)!r}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"
+            f"genotype {_quoted(reference)}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"
         ) from None
     except (OSError, ValueError) as error:
-        raise RequestError(f"genotype {_shortened(reference)!r}: cannot be read: {reason(error)}") from None
+        raise RequestError(f"genotype {_quoted(reference)}: cannot be read: {reason(error)}") from None
     if re.search(r"Genotype\s*\(", text):
         return from_text(text)
     try:

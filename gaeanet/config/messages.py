@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from gaeanet.errors import did_you_mean
+from gaeanet.runtime.names import shortened
 
 
 def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
@@ -24,9 +25,10 @@ def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         return f"{key} {message}" if message.startswith("is ") else f"{key}: {message}"
+    given = shortened(repr(first["input"]))
     if not path:
-        return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {_shown(first['input'])}"
-    return f"{key}: must be {expected(model.model_fields[path[0]])}, got {_shown(first['input'])}"
+        return f"{key}: must be a block of keys ({', '.join(model.model_fields)}), got {given}"
+    return f"{key}: must be {expected(model.model_fields[path[0]])}, got {given}"
 
 
 def _block(model: type[BaseModel], key: str) -> type[BaseModel] | None:
@@ -34,11 +36,6 @@ def _block(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     field = model.model_fields.get(key)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def expected(field: FieldInfo) -> str:

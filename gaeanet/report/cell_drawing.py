@@ -18,6 +18,7 @@ from pathlib import Path
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.operations import KINDS, OPERATIONS, Kind
 from gaeanet.errors import RequestError
+from gaeanet.runtime.names import shortened
 
 Point = tuple[float, float]
 Curve = tuple[Point, Point, Point, Point]
@@ -188,7 +189,7 @@ def draw(genotype: Genotype, name: str) -> str:
     inner = max(normal.width, reduce.width, 900)
     width, y = inner + 2 * _MARGIN, 84.0
     body = [
-        _text(_MARGIN, 42, name if len(name) <= 60 else f"{name[:57]}...", 24, weight="bold"),
+        _text(_MARGIN, 42, shortened(name), 24, weight="bold"),
         _text(_MARGIN, 64, f"genotype {genotype.fingerprint}", 13, colour="#5a6670"),
     ]
     for heading, remark, layout in (

@@ -19,6 +19,11 @@ def shown(name: str) -> str:
     )
 
 
+def shortened(text: str, most: int = 60) -> str:
+    """A text of unknown length as messages show it: at most `most` characters, the last three dots where it is cut."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def stays_inside(name: str) -> bool:
     """Whether a relative POSIX path leads to something below the directory that it is joined to."""
     parts = name.split("/")

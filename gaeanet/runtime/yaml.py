@@ -112,10 +112,15 @@ def _refuse(what: str, place: Any) -> NoReturn:
     raise yaml.constructor.ConstructorError(None, None, shown(what), place.start_mark)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes what YAML 1.1 or 1.2 would take for anything but text, so that both read the same."""
+
+
 for _kind, _pattern, _first in _SCALARS:
-    Loader.add_implicit_resolver(
-        f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})\\Z"), [c.replace("\0", "") for c in _first]
-    )
+    for _class in (Loader, _Dumper):
+        _class.add_implicit_resolver(
+            f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})\\Z"), [c.replace("\0", "") for c in _first]
+        )
 for _kind, _construct in {
     "null": Loader.construct_yaml_null,
     "bool": Loader.truth,
@@ -127,16 +132,6 @@ for _kind, _construct in {
 }.items():
     Loader.add_constructor(f"{_TAG}{_kind}", _construct)
 Loader.add_constructor(None, Loader.unknown)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Puts into quotes what YAML 1.1 or 1.2 would take for anything but text, so that both read the same."""
-
-
-for _kind, _pattern, _first in _SCALARS:
-    _Dumper.add_implicit_resolver(
-        f"{_TAG}{_kind}", re.compile(f"(?:{_pattern})\\Z"), [c.replace("\0", "") for c in _first]
-    )
 
 
 def parse(text: str, origin: str) -> Any:
