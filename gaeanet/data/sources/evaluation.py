@@ -9,24 +9,24 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gaeanet.config.data import Data, describe_minival
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.catalog import Catalog, Split, check_table, imagenet_wnids
-from gaeanet.data.sources.entries import identity, images_under, is_hidden, read_image
-from gaeanet.data.sources.folder import read_or_not
+from gaeanet.data.sources.entries import identity, images_under, is_directory, is_hidden
+from gaeanet.data.sources.folder import Files, listing
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
 from gaeanet.data.sources.open import GENERATED_MARGIN, open_location
-from gaeanet.data.sources.source import Contents, Source
+from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
-from gaeanet.errors import RequestError, RunError, did_you_mean, reason
+from gaeanet.errors import RequestError, did_you_mean
 
 
-class EvaluationFolder(Source):
+class EvaluationFolder(Files):
     """Class folders in `root`, numbered by a given table; folders for some of its classes will do.
 
     Raises:
@@ -37,11 +37,8 @@ class EvaluationFolder(Source):
         self.location, self._root = location, root
         self.notes: list[str] = []
         numbers = {name: label for label, name in enumerate(classes)}
-        try:
-            entries = list(root.iterdir())
-        except OSError as error:
-            raise RequestError(f"{root}: cannot be listed: {reason(error)}") from None
-        folders = sorted(p.name for p in entries if p.is_dir() and not is_hidden(p.name))
+        with listing(root) as entries:
+            folders = sorted(entry.name for entry in entries if is_directory(entry) and not is_hidden(entry.name))
         images = {name: sorted(images_under(root / name, entered={identity(root)})) for name in folders}
         found = [name for name in folders if images[name]]
         if unknown := [name for name in found if name not in numbers]:
@@ -55,16 +52,6 @@ class EvaluationFolder(Source):
             self.notes.append(f"{root}: images of {len(found)} of the {len(classes)} classes")
         samples = [(f"{name}/{image}", numbers[name]) for name in found for image in images[name]]
         self.catalog = Catalog(tuple(classes), Split.of([]), Split.of(samples))
-
-    def read(self, split: str, index: int) -> bytes:
-        path = Path(self.path(split, index))
-        try:
-            return read_image(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
-
-    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
-        return (read_or_not(self.path(split, index)) for index in indices)
 
     def path(self, split: str, index: int) -> str:
         return str(self._root / self.catalog.split(split).name(index))

@@ -28,7 +28,30 @@ from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError, reason
 
 
-class FolderSource(Source):
+class Files(Source):
+    """A source whose samples are files on this machine; `path` says where each is."""
+
+    def read(self, split: str, index: int) -> bytes:
+        """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
+        path = self.path(split, index)
+        try:
+            return read_image(path)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+        """Many samples; a file that cannot be read, which may be one of a million, does not end it."""
+        return (read_or_not(self.path(split, index)) for index in indices)
+
+    def size(self, split: str, index: int) -> int:
+        path = self.path(split, index)
+        try:
+            return os.stat(path).st_size
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+class FolderSource(Files):
     """A directory of class folders; a sample's name is `<class>/<path in it>`.
 
     Args:
@@ -78,7 +101,7 @@ class FolderSource(Source):
     def _class_folders(self, path: Path) -> list[str]:
         """Names of the folders that hold something; hidden and empty ones and stray files are noted."""
         folders, passed = [], []
-        with _listing(path) as entries:
+        with listing(path) as entries:
             for entry in entries:
                 above = {identity(path)}  # a link that leads back here is no class
                 if is_hidden(entry.name) or not is_directory(entry) or not any(images_under(entry.path, entered=above)):
@@ -102,25 +125,6 @@ class FolderSource(Source):
             )
         return samples
 
-    def read(self, split: str, index: int) -> bytes:
-        """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
-        path = self.path(split, index)
-        try:
-            return read_image(path)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
-
-    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
-        """Many samples; a file that cannot be read, which may be one of a million, does not end it."""
-        return (read_or_not(self.path(split, index)) for index in indices)
-
-    def size(self, split: str, index: int) -> int:
-        path = self.path(split, index)
-        try:
-            return os.stat(path).st_size
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read: {reason(error)}") from None
-
     def path(self, split: str, index: int) -> str:
         """Where a sample is, for messages."""
         name = self.catalog.split(split).name(index)
@@ -131,7 +135,7 @@ class FolderSource(Source):
 
 def _splits(root: Path) -> dict[str, Path]:
     """Directory of each split; where one is missing, the refusal names the directory that may have been meant."""
-    with _listing(root) as entries:
+    with listing(root) as entries:
         names = {entry.name for entry in entries if is_directory(entry)}
     try:
         return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
@@ -191,7 +195,8 @@ def read_or_not(path: str) -> bytes | Unreadable:
         return Unreadable(f"cannot be read: {reason(error)}")
 
 
-def _listing(path: str | Path) -> os._ScandirIterator[str]:
+def listing(path: str | Path) -> os._ScandirIterator[str]:
+    """The entries of a directory, to be closed; raises `RequestError` where it cannot be listed."""
     try:
         return os.scandir(path)
     except OSError as error:

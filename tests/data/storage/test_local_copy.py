@@ -35,6 +35,16 @@ def kept_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix in (".JPEG", ".tar"))
 
 
+def upload_as(form: str, images: Path, location: str) -> Path:
+    """Uploads class folders as they are, or as shards, and returns what was uploaded."""
+    root = images
+    if form == "shards":
+        root = images.with_name("shards")
+        prepare(str(images), root, shards=True, shard_bytes=12_000)
+    upload(root, location)
+    return root
+
+
 @pytest.mark.parametrize("form", ["folder", "shards"])
 def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
     gcs: Proxy,
@@ -42,11 +52,8 @@ def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
     form: str,
 ) -> None:
     images = make_folder(tmp_path / "images", train=12)
-    root, location = images, f"gs://photos/copy-{form}"
-    if form == "shards":
-        root = tmp_path / "shards"
-        prepare(str(images), root, shards=True, shard_bytes=12_000)
-    upload(root, location)
+    location = f"gs://photos/copy-{form}"
+    upload_as(form, images, location)
     expected = read_all(FolderSource(str(images)))
     source = copied(location, tmp_path / "copy")
     context = multiprocessing.get_context("forkserver")
@@ -75,11 +82,8 @@ def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
 @pytest.mark.parametrize("form", ["folder", "shards"])
 def test_field_report_37_four_processes_share_a_copy(gcs: Proxy, tmp_path: Path, form: str) -> None:
     images = make_folder(tmp_path / "images")
-    root, location = images, f"gs://photos/shared-{form}"
-    if form == "shards":
-        root = tmp_path / "shards"
-        prepare(str(images), root, shards=True, shard_bytes=12_000)
-    upload(root, location)
+    location = f"gs://photos/shared-{form}"
+    uploaded = upload_as(form, images, location)
     expected = read_all(FolderSource(str(images)))
     source = copied(location, tmp_path / "copy")
     gcs.seen.clear()
@@ -92,7 +96,7 @@ def test_field_report_37_four_processes_share_a_copy(gcs: Proxy, tmp_path: Path,
         reader.join(30)
     assert [reader.exitcode for reader in readers] == [0, 0, 0, 0]
     if form == "shards":  # one of them fetched each shard
-        assert gcs.seen["requests"] == len(list(root.glob("*.tar")))
+        assert gcs.seen["requests"] == len(list(uploaded.glob("*.tar")))
 
 
 def test_field_report_37_the_copy_stays_below_its_limit_and_says_so(gcs: Proxy, tmp_path: Path) -> None:
