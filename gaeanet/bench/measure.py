@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.bench.memory import StepMemory
@@ -213,7 +213,7 @@ class Bench:
     def _validation(self) -> None:
         """Evaluates both networks on validation images, with workers; a second batch starts only if there is time."""
         self.log("validation")
-        hp, networks, seconds = self.hp, self._networks(), self.budget * BUDGET["validation"]
+        hp, networks, seconds = self.hp, list(self.state.learner.networks.values()), self.budget * BUDGET["validation"]
         per_image = self.findings.seconds["forward"] * len(networks) + sum(self.findings.seconds[s] for s in INPUT)
         size = clamped(seconds / 6 / per_image, most=min(hp.global_batch_size, 256))
         workers = usable_workers(self.experiment.data.num_workers_val)
@@ -248,10 +248,6 @@ class Bench:
         until_ended = (ended - asked[first]) / sum(counts[first:])
         until_last = (asked[-1] - asked[first]) / max(1, sum(counts[first:-1]))
         self._note("validation", max(until_ended, until_last), sum(counts[first:]))
-
-    def _networks(self) -> list[nn.Module]:
-        learner = self.state.learner
-        return [learner.network, *([learner.average.network] if learner.average else [])]
 
     def _batches(self, size: int, fraction: float) -> Any:
         """Training batches of `size` images from a `fraction` of an epoch on; the caller closes them."""

@@ -108,8 +108,7 @@ class Job(ABC):
 
     def networks(self) -> dict[str, nn.Module]:
         """What a validation evaluates, by the prefix of its columns in the log."""
-        learner = self.state.learner
-        return {"": learner.network, **({"ema_": learner.average.network} if learner.average else {})}
+        return self.state.learner.networks
 
     def summary(self, context: LocalContext) -> list[str]:
         """Messages after the last step: the result, and where it is."""

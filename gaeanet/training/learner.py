@@ -76,6 +76,11 @@ class Learner:
         """Optimizer steps made (0-d): the position in the schedule."""
         return self.counts[0]
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a validation evaluates, by the prefix of its columns in the log: the network and its average."""
+        return {"": self.network, **({"ema_": self.average.network} if self.average else {})}
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision in which the network computes."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
@@ -136,8 +141,7 @@ class Learner:
 
     def broadcast_statistics(self) -> None:
         """Broadcasts the first process's batch-norm statistics to all, as the next training step would."""
-        networks = [self.network] + ([self.average.network] if self.average else [])
-        for network in networks:
+        for network in self.networks.values():
             self.processes.broadcast(list(network.buffers()))
 
     def tensors(self, weights: str = "model") -> Tensors:
