@@ -105,8 +105,7 @@ def evaluate(trained: AnyPath | Trained, *, data: str | None = None, weights: We
     with importing(torch=True):
         from gaeanet.evaluation.score import Options, evaluate_trained
 
-    settings = (trained.state.get("data") or {}).get("settings") or {}
-    options = Options(kinds, workers=settings.get("num_workers_val", 2))
+    options = Options(kinds, workers=trained.workers)
     with joined() as processes:
         return evaluate_trained(trained, source, notes, options, processes)
 

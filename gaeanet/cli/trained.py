@@ -77,10 +77,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with importing(torch=True):
         from gaeanet.evaluation.score import Options, evaluate_trained, to_json, to_text
 
-    settings = (trained.state.get("data") or {}).get("settings") or {}
-    options = Options(
-        kinds, arguments.image_size, arguments.crop, arguments.batch_size, settings.get("num_workers_val", 2)
-    )
+    options = Options(kinds, arguments.image_size, arguments.crop, arguments.batch_size, trained.workers)
     with joined() as processes:
         facts = evaluate_trained(
             trained, source, notes, options, processes, other=other, with_classes=arguments.per_class
