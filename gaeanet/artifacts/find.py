@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.artifacts import checkpoint
-from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, METRICS
+from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, MANIFEST, METRICS
 from gaeanet.cells.read import is_text
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters, experiment_from
@@ -86,6 +86,12 @@ class Trained:
         return unique_names(classes, self.state.get("class_names") or classes)
 
     @property
+    def workers(self) -> int:
+        """Worker processes of its own validations, at most."""
+        settings = (self.state.get("data") or {}).get("settings") or {}
+        return int(settings.get("num_workers_val", 2))
+
+    @property
     def crop_share(self) -> float:
         """Share of the resized image that the validation crop shows."""
         return float(self.state.get("crop_share", 0.875))
@@ -152,7 +158,7 @@ def find(reference: str | Path) -> Trained:
         raise RequestError(
             f"{path}: no such file or directory: name a checkpoint, a run directory or an exported directory"
         )
-    if (path.parent / "manifest.json").is_file() or _is_export(path.parent):
+    if (path.parent / MANIFEST).is_file() or _is_export(path.parent):
         return _in_directory(path.parent)
     if what := _EXPORTS.get(path.suffix):
         raise RequestError(f"{path}: is {what}, which only its own runtime executes: name the checkpoint it came from")
@@ -164,7 +170,7 @@ def find(reference: str | Path) -> Trained:
 def _in_directory(path: Path) -> Trained:
     folders = (path, path / CHECKPOINTS, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest")
     for place in (*folders, path / "best", path / "latest"):
-        if (place / "manifest.json").is_file():
+        if (place / MANIFEST).is_file():
             return _of_checkpoint(place)
     if _is_export(path):
         return _of_export(path)

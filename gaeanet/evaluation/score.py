@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ def _compare(
 ) -> dict[str, Any]:
     mine = trained.preferred if trained.preferred in predictions else next(iter(predictions))
     theirs = other.preferred if len(options.kinds) > 1 or options.kinds[0] not in other.kinds else options.kinds[0]
-    second_options = Options([theirs], options.image_size, options.crop_share, options.batch, options.workers)
+    second_options = replace(options, kinds=[theirs])
     second = predictions_of(other, source, second_options, processes)[theirs]
     paired = mcnemar(predictions[mine].correct, second.correct)
     return {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, GENOTYPE
+from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, GENOTYPE, MANIFEST
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.operations import OPERATIONS
 from gaeanet.cells.read import read_genotype
@@ -111,7 +111,7 @@ def _from_directory(path: Path) -> Hyperparameters:
     if (path / CONFIG).is_file():
         return _hyperparameters(path / CONFIG)
     places = (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest", path / "best", path / "latest")
-    place = next((place for place in places if (place / "manifest.json").is_file()), None)
+    place = next((place for place in places if (place / MANIFEST).is_file()), None)
     if place is None:
         raise RequestError(f"{path}: neither a run directory ({CONFIG} is missing) nor a checkpoint (no manifest.json)")
     from gaeanet.artifacts.checkpoint import read_manifest
@@ -129,7 +129,7 @@ def _of_trained(path: Path) -> dict[str, Any] | None:
 
     if not path.exists():
         return None
-    marks = ("manifest.json", "config.json", "model.onnx", "model.pt2", f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
+    marks = (MANIFEST, "config.json", "model.onnx", "model.pt2", f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
     if path.suffix not in (".onnx", ".pt2") and not any((path / mark).exists() for mark in marks):
         return None
     metadata = read_metadata(path)
