@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL:
     """
     compiler = _compiler()
     runtime = _openmp_runtime()
-    directory = _cache_directory()
+    directory = cache_directory()
     path = directory / f"kernels-{_fingerprint(compiler, runtime)}.so"
     try:
         if not path.exists():
@@ -96,7 +96,7 @@ def _openmp_runtime() -> str:
     return runtimes[0]
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
     """A directory that only this user can write, since its files are run as code."""
     try:
         directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gaeanet"

@@ -247,10 +247,10 @@ def test_field_report_84_without_a_home_kernels_have_one_place_of_this_user(
     blocked.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    first = build._cache_directory()
-    assert first == build._cache_directory() == tmp_path / f"gaeanet-{os.getuid()}"
+    first = build.cache_directory()
+    assert first == build.cache_directory() == tmp_path / f"gaeanet-{os.getuid()}"
     assert first.stat().st_mode & 0o077 == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [first.name]
     first.chmod(0o777)  # somebody else could put code there
     with pytest.raises(build.Unavailable, match="not this user's alone"):
-        build._cache_directory()
+        build.cache_directory()
