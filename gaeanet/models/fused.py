@@ -34,8 +34,8 @@ class FusedCell(Cell):
             return super().forward(older, newer, drop_path_rate)
         from gaeanet.models.cell_function import CellFunction  # imports Triton
 
-        counts = [m.num_batches_tracked for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
-        torch._foreach_add_(counts, 1)
+        counts = (m.num_batches_tracked for m in self.modules() if isinstance(m, nn.BatchNorm2d))
+        torch._foreach_add_([count for count in counts if count is not None], 1)
         factors = self._drop_path_factors(newer, drop_path_rate)
         out: Tensor = CellFunction.apply(older.to(dtype), newer.to(dtype), factors, self, *self.parameters())
         return out
@@ -128,7 +128,7 @@ def _inputs(preprocess: nn.Module) -> int:
 
 
 def _is_ordinary(module: nn.Module) -> bool:
-    """Whether a module within a cell is as the network was built, and batch norm in training with running statistics."""
+    """Whether a module in a cell is as it was built, and batch norm in training with running statistics."""
     if type(module) is nn.BatchNorm2d:
         statistics = module.running_mean
         return module.training and module.affine and statistics is not None and module.momentum is not None

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.batch_norm import Normalization
 from gaeanet.kernels.gpu.maps import Size, activated, empty_rows, slope
 
@@ -23,8 +24,6 @@ CHANNELS = {24: 32, 96: 32}
 FORWARD_TILE, BACKWARD_TILE = 4096, 2048
 """Elements of a tile."""
 WARPS = 4
-PROGRAMS = 528
-"""Programs of the backward kernel, each with a partial sum of its own: four for each of an H100's processors."""
 
 
 class Term(NamedTuple):
@@ -61,7 +60,7 @@ def forward(terms: Sequence[Term], size: Size, out: Tensor | None = None, activa
     _check_indices(size, *(term.rows for term in terms), *([] if out is None else [out]))
     active = empty_rows(size, channels, rows) if activation else None
     block, height = _tile(channels, FORWARD_TILE)
-    grid = (triton.cdiv(size.pixels, height), triton.cdiv(channels, block))
+    grid = (triton.cdiv(channels, block), triton.cdiv(size.pixels, height))
     _forward_kernel[grid](
         *_arguments(terms[0]),
         *(_arguments(terms[1]) if len(terms) == 2 else [None] * 7),
@@ -117,12 +116,12 @@ def backward(
         grads.append(empty_rows(size, channels, rows) if scaled else grads[0])
     block, height = _tile(channels, BACKWARD_TILE)
     columns = triton.cdiv(channels, block)
-    programs = min(triton.cdiv(size.pixels, height), max(1, PROGRAMS // columns))
+    programs = parts.programs(triton.cdiv(size.pixels, height), max(1, parts.PROGRAMS // columns))
     norms = sum(term.normalization is not None for term in terms)
     partials = torch.empty(programs, norms, 2, channels, dtype=torch.float32, device=rows.device) if norms else None
     first = _arguments(terms[0])
     second = _arguments(terms[1]) if len(terms) == 2 else [None] * 7
-    _backward_kernel[(programs, columns)](
+    _backward_kernel[(columns, programs)](
         whole,
         whole.stride(0) if whole is not None else 0,
         tuple(direct),
@@ -223,8 +222,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    r = tl.program_id(0) * HEIGHT + tl.arange(0, HEIGHT)
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    r = tl.program_id(1) * HEIGHT + tl.arange(0, HEIGHT)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = (r < rows)[:, None] & (c < CHANNELS)[None, :]
     v = _term(x0, stride0, mean0, rstd0, weight0, bias0, factors0, r, c, mask, rows, pixels, CHANNELS)
     if x1 is not None:
@@ -270,7 +269,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    c = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = c < CHANNELS
     # The sums stay in each thread's registers until the end, where rows are added up once. Where both terms have one
     # gradient, so have they one sum of it.
@@ -278,7 +277,7 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     sums1 = tl.zeros((HEIGHT, BLOCK), tl.float32)
     products0 = tl.zeros((HEIGHT, BLOCK), tl.float32)
     products1 = tl.zeros((HEIGHT, BLOCK), tl.float32)
-    for start in range(tl.program_id(0) * HEIGHT, rows, tl.num_programs(0) * HEIGHT):
+    for start in range(tl.program_id(1) * HEIGHT, rows, tl.num_programs(1) * HEIGHT):
         r = start + tl.arange(0, HEIGHT)
         mask = (r < rows)[:, None] & inside[None, :]
         v = tl.zeros((HEIGHT, BLOCK), tl.float32)
@@ -322,19 +321,18 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         total0 = tl.sum(sums0, 0)
         if mean0 is not None:
             if mean1 is not None:
-                at = partials + tl.program_id(0) * (4 * CHANNELS) + c
+                at = partials + tl.program_id(1) * (4 * CHANNELS) + c
             else:
-                at = partials + tl.program_id(0) * (2 * CHANNELS) + c
+                at = partials + tl.program_id(1) * (2 * CHANNELS) + c
             tl.store(at, total0, inside)
             tl.store(at + CHANNELS, tl.sum(products0, 0), inside)
         if mean1 is not None:
             if mean0 is not None:
-                at = partials + tl.program_id(0) * (4 * CHANNELS) + 2 * CHANNELS + c
+                at = partials + tl.program_id(1) * (4 * CHANNELS) + 2 * CHANNELS + c
             else:
-                at = partials + tl.program_id(0) * (2 * CHANNELS) + c
+                at = partials + tl.program_id(1) * (2 * CHANNELS) + c
             if grad1 is not None:
-                total1 = tl.sum(sums1, 0)
+                tl.store(at, tl.sum(sums1, 0), inside)
             else:
-                total1 = total0
-            tl.store(at, total1, inside)
+                tl.store(at, total0, inside)
             tl.store(at + CHANNELS, tl.sum(products1, 0), inside)
