@@ -212,7 +212,8 @@ def _channel_block(channels: int) -> tuple[int, int]:
 
 def _programs(tiles: int, limit: int) -> int:
     """How many programs, at most `limit`, share the tiles most evenly."""
-    return triton.cdiv(tiles, triton.cdiv(tiles, max(1, limit)))
+    programs: int = triton.cdiv(tiles, triton.cdiv(tiles, max(1, limit)))
+    return programs
 
 
 @triton.jit

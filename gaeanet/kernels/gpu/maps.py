@@ -58,7 +58,7 @@ def empty_rows(size: Size, channels: int, like: Tensor) -> Tensor:
 
 @triton.jit
 def product(a, b, sums):  # type: ignore[no-untyped-def]
-    """The sums plus a @ b."""
+    """A product added to sums: sums + a @ b."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
     else:
