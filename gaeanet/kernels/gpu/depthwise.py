@@ -306,7 +306,7 @@ def _convolve(  # type: ignore[no-untyped-def]
         first = start // STRIDE if TRANSPOSED else start * STRIDE
         outputs = ()
         for _ in tl.static_range(RUN):
-            outputs = outputs + (tl.zeros((ROWS, BLOCK), tl.float32),)
+            outputs = outputs + (tl.zeros((ROWS, BLOCK), tl.float32),)  # type: ignore[assignment]
         for ky in range(KERNEL):  # a loop: all taps at once do not fit into registers
             if TRANSPOSED:
                 scaled = y + PADDING - ky * DILATION
@@ -319,7 +319,7 @@ def _convolve(  # type: ignore[no-untyped-def]
                 inside = (item < items) & (row >= 0) & (row < HEIGHT)
             taps = ()
             for kx in tl.static_range(KERNEL):
-                taps = taps + (_values(filters + (ky * KERNEL + kx) * CHANNELS, channels, CHANNELS, BLOCK),)
+                taps = taps + (_values(filters + (ky * KERNEL + kx) * CHANNELS, channels, CHANNELS, BLOCK),)  # type: ignore[assignment]
             pointers = _pointers(x, (image * HEIGHT + row) * WIDTH + first, channels, CHANNELS)
             for i in tl.static_range(COLUMNS):
                 if i - BEFORE + LAST >= 0 and i - BEFORE < WIDTH:
@@ -332,7 +332,7 @@ def _convolve(  # type: ignore[no-untyped-def]
                             )
                         else:
                             output = _added(outputs[j], column, taps, i - j * STRIDE, DILATION, KERNEL)
-                        updated = updated + (output,)
+                        updated = updated + (output,)  # type: ignore[assignment]
                     outputs = updated
         pixel = (image * OUT_HEIGHT + y) * OUT_WIDTH + start
         to = _pointers(out, pixel, channels, CHANNELS)
@@ -385,7 +385,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     programs = tl.num_programs(0) // SPLIT
     sums = ()
     for _ in tl.static_range(KERNEL * KERNEL):
-        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
+        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)  # type: ignore[assignment]
     for tile in range(program, tl.cdiv(items, ROWS), programs):
         item = tile * ROWS + tl.arange(0, ROWS)
         image, y, start = _runs(item, GRAD_HEIGHT, RUNS, RUN)
@@ -393,7 +393,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
         pointers = _pointers(grad, (image * GRAD_HEIGHT + y) * GRAD_WIDTH + start, channels, CHANNELS)
         grads = ()
         for j in tl.static_range(RUN):
-            grads = grads + (_pixels(pointers, start, item < items, channels, j, LAST, GRAD_WIDTH, CHANNELS, BLOCK),)
+            grads = grads + (_pixels(pointers, start, item < items, channels, j, LAST, GRAD_WIDTH, CHANNELS, BLOCK),)  # type: ignore[assignment]
         updated = ()
         for ky in tl.static_range(KERNEL):
             row = y * STRIDE - PADDING + ky * DILATION
@@ -401,7 +401,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
             pointers = _pointers(x, (image * HEIGHT + row) * WIDTH + first, channels, CHANNELS)
             taps = ()
             for kx in tl.static_range(KERNEL):
-                taps = taps + (sums[ky * KERNEL + kx],)
+                taps = taps + (sums[ky * KERNEL + kx],)  # type: ignore[assignment]
             for i in tl.static_range(COLUMNS):
                 if i - PADDING + LAST * STRIDE >= 0 and i - PADDING < WIDTH:
                     column = _pixels(
@@ -409,7 +409,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     )
                     added = ()
                     for kx in tl.static_range(KERNEL):
-                        added = added + (_added(taps[kx], column, grads, i - kx * DILATION, STRIDE, RUN),)
+                        added = added + (_added(taps[kx], column, grads, i - kx * DILATION, STRIDE, RUN),)  # type: ignore[assignment]
                     taps = added
             updated = updated + taps
         sums = updated
