@@ -120,13 +120,14 @@ def _forward(
     older: Tensor, newer: Tensor, factors: Tensor | None, cell: Cell, weights: Weights
 ) -> tuple[_Record, Tensor]:
     modules = list(cell._ops)
-    activation = ACTIVATIONS[type(next(cell.preprocess1.op.children()))]  # type: ignore[union-attr]
+    activation = ACTIVATIONS[type(next(cell.preprocess1.op.children()))]
     as_it_is, activated = _readings(modules, cell.inputs)
     inputs = (
         operations.preprocess(cell.preprocess0, _rows(older), _size(older), weights),
         operations.preprocess(cell.preprocess1, _rows(newer), _size(newer), weights),
     )
-    states = []
+    states: list[_State] = []
+    terms: tuple[Term, ...]
     for source, projection in enumerate(inputs):
         terms, size = (Term(*projection.out),), projection.out_size
         out = empty_rows(size, projection.raw.shape[1], projection.raw) if source in as_it_is else None

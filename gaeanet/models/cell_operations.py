@@ -186,7 +186,7 @@ def units(modules: list[Any], given: Tensor, size: Size, weights: Weights) -> Un
 
 @dataclass(frozen=True)
 class Pool:
-    """A pooling; `taps` say where the largest values stood, None for an average."""
+    """A pooling; `taps` say where the largest values stood, None for an average. Its output has no batch norm."""
 
     reads_active: ClassVar[bool] = False
     size: Size
@@ -204,11 +204,12 @@ class Pool:
 
 def pool(module: Any, x: Tensor, size: Size) -> Pool:
     """Max or average pooling."""
+    kernel, stride, taps = int(module.kernel_size), int(module.stride), None
     if isinstance(module, nn.MaxPool2d):
-        out, taps = pooling.maximum(x, size, module.kernel_size, module.stride)
-        return Pool(size, module.kernel_size, module.stride, taps, (out, None))
-    out = pooling.average(x, size, module.kernel_size, module.stride)
-    return Pool(size, module.kernel_size, module.stride, None, (out, None))
+        out, taps = pooling.maximum(x, size, kernel, stride)
+    else:
+        out = pooling.average(x, size, kernel, stride)
+    return Pool(size, kernel, stride, taps, (out, None))
 
 
 @dataclass(frozen=True)

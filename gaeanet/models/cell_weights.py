@@ -70,7 +70,7 @@ def _rounded(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _taps_first(filters: list[Tensor]) -> list[Tensor]:
-    """Filters (C, 1, K, K) of one shape with memory (K * K, C), by two launches; those that have it stay as they are."""
+    """Filters (C, 1, K, K) of one shape in memory (K * K, C), by two launches; any that lie so already are kept."""
     if not filters or all(f.stride(0) == 1 and f.flatten(1).t().is_contiguous() for f in filters):
         return filters
     channels, _, side, _ = filters[0].shape
