@@ -58,11 +58,35 @@ def empty_rows(size: Size, channels: int, like: Tensor) -> Tensor:
 
 @triton.jit
 def product(a, b, sums):  # type: ignore[no-untyped-def]
-    """A product added to sums: sums + a @ b."""
+    """The product of two matrices, added to float32 sums."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
     else:
         return tl.dot(a, b, sums)
+
+
+@triton.jit
+def sigmoid(z):  # type: ignore[no-untyped-def]
+    """The logistic function of float32 values, to about two units in the last place.
+
+    Four instructions: Triton's own exponential and division take fourteen, since they also serve denormal numbers.
+    """
+    if INTERPRETED:
+        return 1.0 / (1.0 + tl.exp(-z))
+    else:
+        return tl.inline_asm_elementwise(
+            """{
+            mul.f32 $0, $1, 0fBFB8AA3B;  // -log2(e)
+            ex2.approx.ftz.f32 $0, $0;
+            add.f32 $0, $0, 0f3F800000;
+            rcp.approx.ftz.f32 $0, $0;
+            }""",
+            "=f,f",
+            [z],
+            dtype=tl.float32,
+            is_pure=True,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -73,7 +97,7 @@ def activated(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == 1:
         return tl.maximum(z, 0.0)
     elif ACTIVATION == 2:
-        return z / (1.0 + tl.exp(-z))
+        return z * sigmoid(z)
     else:
         return z * tl.minimum(tl.maximum(z + 3.0, 0.0), 6.0) * (1.0 / 6.0)
 
@@ -86,7 +110,7 @@ def slope(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == 1:
         return tl.where(z > 0.0, 1.0, 0.0)
     elif ACTIVATION == 2:
-        s = 1.0 / (1.0 + tl.exp(-z))
+        s = sigmoid(z)
         return s * (1.0 + z * (1.0 - s))
     else:
         inside = z * (1.0 / 3.0) + 0.5

@@ -1,0 +1,526 @@
+"""The 1x1 convolution between an activation and a batch norm, and its gradients.
+
+A map's rows times a matrix: memory-bound, so each map is read once for all that needs it. The product's epilogue makes
+the batch norm's statistics; the backward pass applies the batch norm's and the activation's derivatives where it reads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gaeanet.kernels.gpu import partials as parts
+from gaeanet.kernels.gpu.batch_norm import Normalization, merged, write_statistics
+from gaeanet.kernels.gpu.maps import Size, activated, product, slope
+
+
+class _Tiles(NamedTuple):
+    """How a kernel is cut up: pixels of a tile, the launch's parameters, and how many programs share the pixels."""
+
+    pixels: int
+    num_warps: int
+    num_stages: int
+    programs: int = parts.PROGRAMS
+
+
+# By the padded channels that decide registers and shared memory: the input's forward, the output's backward.
+_FORWARD = {64: _Tiles(128, 4, 3), 128: _Tiles(64, 4, 3)}
+_BACKWARD = {64: _Tiles(64, 4, 3, 264), 128: _Tiles(64, 8, 2, 132)}
+_INPUT_GRADIENT = _Tiles(64, 4, 3)
+_WEIGHT_GRADIENT = _Tiles(64, 4, 3, 132)
+_FUSED = 128
+"""Up to so many output channels one kernel computes both gradients; with more, their sums would spill."""
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    activation: int,
+    size: Size,
+    gather: int | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The product act(x) @ weight.T and its partial statistics.
+
+    Args:
+        x: Rows (P, C_in) of a map of this `size`.
+        weight: (C_out, C_in), contiguous, of the map's dtype.
+        activation: Its number.
+        size: Of x.
+        gather: 0 or 1: reads every other pixel of every other row, from that one on. The output's size is
+            `size.strided(2)`; a pixel beyond an odd map is zero.
+        out: Rows (P_out, C_out) to write into, else dense ones.
+
+    Returns:
+        The raw output (P_out, C_out), and the statistics (programs, 3, C_out), float32, of its values as rounded to the
+        map's dtype. How many programs depends on P_out and C_in alone.
+
+    Raises:
+        ValueError: Tensors do not fit each other or the size, or a map is beyond 32-bit indices.
+    """
+    outputs, inputs = weight.shape
+    to = _output_size(size, gather)
+    if out is None:
+        out = torch.empty((to.pixels, outputs), dtype=x.dtype, device=x.device)
+    _check(x, size.pixels, inputs)
+    _check(out, to.pixels, outputs)
+    _check_weight(weight, x)
+    tiling = _FORWARD[64 if inputs <= 64 else 128]
+    block = _block(outputs)
+    tiles = triton.cdiv(to.pixels, tiling.pixels)
+    programs = parts.programs(tiles, tiling.programs)
+    partials = torch.empty((programs, 3, outputs), dtype=torch.float32, device=x.device)
+    _forward_kernel[(triton.cdiv(outputs, block), programs)](
+        x,
+        weight,
+        out,
+        partials,
+        to.pixels,
+        tiles,
+        *_sides(size, to),
+        X_STEP=x.stride(0),
+        OUT_STEP=out.stride(0),
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        ACTIVATION=activation,
+        GATHER=_NO_GATHER if gather is None else gather,
+        BP=tiling.pixels,
+        BN=block,
+        BK=_block(inputs),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    return out, partials
+
+
+def backward(
+    grad: Tensor,
+    raw: Tensor,
+    normalization: Normalization,
+    sums: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    activation: int,
+    size: Size,
+    gather: int | None = None,
+    into: Tensor | None = None,
+    need_weight: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of `forward` and the batch norm behind it.
+
+    Args:
+        grad: Rows (P_out, C_out): the gradient of batch norm's output.
+        raw: Rows (P_out, C_out) that `forward` returned.
+        normalization: The batch norm of raw.
+        sums: (2, C_out) of `batch_norm.finish_backward`, or a slice of its columns.
+        x, weight, activation, size, gather: As given to `forward`.
+        into: Rows (P, C_in) to write x's gradient into, else dense ones. With `gather` only the gathered pixels are
+            written; new rows are zero elsewhere.
+        need_weight: Whether the weight learns.
+
+    Returns:
+        The gradient of x, and that of weight (C_out, C_in), float32, or None.
+
+    Raises:
+        ValueError: As `forward`.
+    """
+    outputs, inputs = weight.shape
+    to = _output_size(size, gather)
+    if into is None:
+        new = torch.empty if gather is None else torch.zeros
+        into = new((size.pixels, inputs), dtype=x.dtype, device=x.device)
+    _check(x, size.pixels, inputs)
+    _check(into, size.pixels, inputs)
+    _check(grad, to.pixels, outputs)
+    _check(raw, to.pixels, outputs)
+    _check_weight(weight, x)
+    behind = grad, raw, normalization.mean, normalization.rstd, normalization.weight, sums, sums.stride(0)
+    shape = to.pixels, 1.0 / to.pixels, *_sides(size, to)
+    constants = {
+        "GRAD_STEP": grad.stride(0),
+        "RAW_STEP": raw.stride(0),
+        "X_STEP": x.stride(0),
+        "INPUTS": inputs,
+        "OUTPUTS": outputs,
+        "ACTIVATION": activation,
+        "GATHER": _NO_GATHER if gather is None else gather,
+        "BN": _block(inputs),
+    }
+    columns = triton.cdiv(inputs, constants["BN"])
+    if need_weight and outputs <= _FUSED:
+        tiling = _BACKWARD[64 if outputs <= 64 else 128]
+        tiles = triton.cdiv(to.pixels, tiling.pixels)
+        partials = _weight_partials(tiles, tiling.programs // columns, weight)
+        _backward_kernel[(columns, len(partials))](
+            *behind,
+            x,
+            weight,
+            into,
+            partials,
+            tiles,
+            *shape,
+            **constants,
+            INTO_STEP=into.stride(0),
+            BP=tiling.pixels,
+            BM=max(triton.next_power_of_2(outputs), 16),
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+        )
+        return into, parts.added(partials)
+
+    tiling = _INPUT_GRADIENT
+    _input_gradient_kernel[(columns, triton.cdiv(to.pixels, tiling.pixels))](
+        *behind,
+        x,
+        weight,
+        into,
+        *shape,
+        **constants,
+        INTO_STEP=into.stride(0),
+        BP=tiling.pixels,
+        BK=min(_block(outputs), 64),
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    if not need_weight:
+        return into, None
+    tiling, block = _WEIGHT_GRADIENT, 64
+    blocks = triton.cdiv(outputs, block)
+    tiles = triton.cdiv(to.pixels, tiling.pixels)
+    partials = _weight_partials(tiles, tiling.programs // (columns * blocks), weight)
+    _weight_gradient_kernel[(columns, blocks, len(partials))](
+        *behind,
+        x,
+        partials,
+        tiles,
+        *shape,
+        **constants,
+        BP=tiling.pixels,
+        BM=block,
+        num_warps=tiling.num_warps,
+        num_stages=tiling.num_stages,
+    )
+    return into, parts.added(partials)
+
+
+_NO_GATHER = -1
+
+
+def _output_size(size: Size, gather: int | None) -> Size:
+    return size if gather is None else size.strided(2)
+
+
+def _sides(size: Size, to: Size) -> tuple[int, int, int, int]:
+    return size.height, size.width, to.height, to.width
+
+
+def _block(channels: int) -> int:
+    """Channels of a tile: all up to 128, else the larger of 64 and 128 that divides 3 * 2^n without a remainder."""
+    if channels <= 128:
+        return max(int(triton.next_power_of_2(channels)), 16)  # tl.dot takes no less
+    return 128 if channels % 128 == 0 else 64
+
+
+def _weight_partials(tiles: int, programs: int, weight: Tensor) -> Tensor:
+    shape = parts.programs(tiles, max(programs, 1)), *weight.shape
+    return torch.empty(shape, dtype=torch.float32, device=weight.device)
+
+
+def _check(rows: Tensor, pixels: int, channels: int) -> None:
+    if rows.shape != (pixels, channels) or rows.stride(1) != 1:
+        raise ValueError(f"rows must be ({pixels}, {channels}) with contiguous channels, got {tuple(rows.shape)}")
+    if pixels * rows.stride(0) >= 2**31:
+        raise ValueError(f"{pixels} rows of {rows.stride(0)} values are beyond 32-bit indices: take a smaller batch")
+
+
+def _check_weight(weight: Tensor, x: Tensor) -> None:
+    if not weight.is_contiguous() or weight.dtype != x.dtype:
+        raise ValueError(f"the weight must be contiguous and of the map's dtype {x.dtype}, got {weight.dtype}")
+
+
+@triton.jit
+def _pixels(r, pixels, height, width, out_height, out_width, GATHER: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The input's rows that the output's rows r read, and which of them there are."""
+    valid = r < pixels
+    if GATHER < 0:
+        return r, valid
+    else:
+        image = r // (out_height * out_width)
+        inside = r - image * (out_height * out_width)
+        out_y = inside // out_width
+        y = out_y * 2 + GATHER
+        x = (inside - out_y * out_width) * 2 + GATHER
+        return (image * height + y) * width + x, valid & (y < height) & (x < width)
+
+
+@triton.jit
+def _behind_norm(  # type: ignore[no-untyped-def]
+    grad, raw, mean, rstd, norm_weight, sums, sums_step, inverse_pixels, r, k, valid, GRAD_STEP, RAW_STEP, OUTPUTS
+):
+    """The gradient of the raw map at rows r, channels k, in the map's dtype; zero beyond its channels."""
+    exists = k < OUTPUTS
+    mask = valid[:, None] & exists[None, :]
+    g = tl.load(grad + r[:, None] * GRAD_STEP + k[None, :], mask, 0.0).to(tl.float32)
+    value = tl.load(raw + r[:, None] * RAW_STEP + k[None, :], mask, 0.0).to(tl.float32)
+    deviation = tl.load(rstd + k, exists, 0.0)
+    scale = tl.load(norm_weight + k, exists, 0.0) * deviation
+    g_mean = tl.load(sums + k, exists, 0.0) * inverse_pixels
+    along = tl.load(sums + sums_step + k, exists, 0.0) * inverse_pixels * deviation
+    centre = tl.load(mean + k, exists, 0.0)
+    d = scale[None, :] * (g - g_mean[None, :] - (value - centre[None, :]) * along[None, :])
+    return d.to(raw.dtype.element_ty)
+
+
+@triton.jit
+def _forward_kernel(  # type: ignore[no-untyped-def]
+    x,
+    weight,
+    out,
+    partials,
+    pixels,
+    tiles,
+    height,
+    width,
+    out_height,
+    out_width,
+    X_STEP: tl.constexpr,
+    OUT_STEP: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATHER: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = out.dtype.element_ty
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    program = tl.program_id(1)
+    k = tl.arange(0, BK)
+    weights = weight + n[None, :] * INPUTS + k[:, None]
+    if INPUTS <= BK:
+        matrix = tl.load(weights, (n < OUTPUTS)[None, :] & (k < INPUTS)[:, None], 0.0)
+    count = 0.0
+    mean = tl.zeros((BN,), tl.float32)
+    deviations = tl.zeros((BN,), tl.float32)
+    for tile in range(program, tiles, tl.num_programs(1)):
+        r = tile * BP + tl.arange(0, BP)
+        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
+        sums = tl.zeros((BP, BN), tl.float32)
+        if INPUTS <= BK:
+            a = tl.load(x + p[:, None] * X_STEP + k[None, :], valid[:, None] & (k < INPUTS)[None, :], 0.0)
+            if ACTIVATION > 0:
+                a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
+            sums = product(a, matrix, sums)
+        else:
+            for start in range(0, INPUTS, BK):
+                exists = start + k < INPUTS
+                a = tl.load(x + p[:, None] * X_STEP + (start + k)[None, :], valid[:, None] & exists[None, :], 0.0)
+                if ACTIVATION > 0:
+                    a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
+                b = tl.load(weights + start, (n < OUTPUTS)[None, :] & exists[:, None], 0.0)
+                sums = product(a, b, sums)
+        rounded = sums.to(DTYPE)
+        mask = (r < pixels)[:, None] & (n < OUTPUTS)[None, :]
+        tl.store(out + r[:, None] * OUT_STEP + n[None, :], rounded, mask)
+        rows = tl.minimum(pixels - tile * BP, BP).to(tl.float32)
+        count, mean, deviations = merged(count, mean, deviations, rounded.to(tl.float32), mask, rows)
+    write_statistics(partials, program, n, count, mean, deviations, OUTPUTS)
+
+
+@triton.jit
+def _backward_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    raw,
+    mean,
+    rstd,
+    norm_weight,
+    sums,
+    sums_step,
+    x,
+    weight,
+    into,
+    partials,
+    tiles,
+    pixels,
+    inverse_pixels,
+    height,
+    width,
+    out_height,
+    out_width,
+    GRAD_STEP: tl.constexpr,
+    RAW_STEP: tl.constexpr,
+    X_STEP: tl.constexpr,
+    INTO_STEP: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATHER: tl.constexpr,
+    BP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Both gradients, for all output channels and BN input channels."""
+    DTYPE: tl.constexpr = into.dtype.element_ty
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    program = tl.program_id(1)
+    k = tl.arange(0, BM)
+    mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
+    matrix = tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0)
+    weight_grad = tl.zeros((BM, BN), tl.float32)
+    for tile in range(program, tiles, tl.num_programs(1)):
+        r = tile * BP + tl.arange(0, BP)
+        d = _behind_norm(
+            grad,
+            raw,
+            mean,
+            rstd,
+            norm_weight,
+            sums,
+            sums_step,
+            inverse_pixels,
+            r,
+            k,
+            r < pixels,
+            GRAD_STEP,
+            RAW_STEP,
+            OUTPUTS,
+        )
+        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
+        there = valid[:, None] & (n < INPUTS)[None, :]
+        a = tl.load(x + p[:, None] * X_STEP + n[None, :], there, 0.0)
+        x_grad = product(d, matrix, tl.zeros((BP, BN), tl.float32))
+        if ACTIVATION > 0:
+            z = a.to(tl.float32)
+            x_grad *= slope(z, ACTIVATION)
+            a = activated(z, ACTIVATION).to(DTYPE)
+        tl.store(into + p[:, None] * INTO_STEP + n[None, :], x_grad.to(DTYPE), there)
+        weight_grad = product(tl.trans(d), a, weight_grad)
+    at = partials + program * (OUTPUTS * INPUTS) + k[:, None] * INPUTS + n[None, :]
+    tl.store(at, weight_grad, mask)
+
+
+@triton.jit
+def _input_gradient_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    raw,
+    mean,
+    rstd,
+    norm_weight,
+    sums,
+    sums_step,
+    x,
+    weight,
+    into,
+    pixels,
+    inverse_pixels,
+    height,
+    width,
+    out_height,
+    out_width,
+    GRAD_STEP: tl.constexpr,
+    RAW_STEP: tl.constexpr,
+    X_STEP: tl.constexpr,
+    INTO_STEP: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATHER: tl.constexpr,
+    BP: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    DTYPE: tl.constexpr = into.dtype.element_ty
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    r = tl.program_id(1) * BP + tl.arange(0, BP)
+    x_grad = tl.zeros((BP, BN), tl.float32)
+    for start in range(0, OUTPUTS, BK):
+        k = start + tl.arange(0, BK)
+        d = _behind_norm(
+            grad,
+            raw,
+            mean,
+            rstd,
+            norm_weight,
+            sums,
+            sums_step,
+            inverse_pixels,
+            r,
+            k,
+            r < pixels,
+            GRAD_STEP,
+            RAW_STEP,
+            OUTPUTS,
+        )
+        mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
+        x_grad = product(d, tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0), x_grad)
+    p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
+    there = valid[:, None] & (n < INPUTS)[None, :]
+    if ACTIVATION > 0:
+        z = tl.load(x + p[:, None] * X_STEP + n[None, :], there, 0.0).to(tl.float32)
+        x_grad *= slope(z, ACTIVATION)
+    tl.store(into + p[:, None] * INTO_STEP + n[None, :], x_grad.to(DTYPE), there)
+
+
+@triton.jit
+def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
+    grad,
+    raw,
+    mean,
+    rstd,
+    norm_weight,
+    sums,
+    sums_step,
+    x,
+    partials,
+    tiles,
+    pixels,
+    inverse_pixels,
+    height,
+    width,
+    out_height,
+    out_width,
+    GRAD_STEP: tl.constexpr,
+    RAW_STEP: tl.constexpr,
+    X_STEP: tl.constexpr,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATHER: tl.constexpr,
+    BP: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.program_id(1) * BM + tl.arange(0, BM)
+    program = tl.program_id(2)
+    weight_grad = tl.zeros((BM, BN), tl.float32)
+    for tile in range(program, tiles, tl.num_programs(2)):
+        r = tile * BP + tl.arange(0, BP)
+        d = _behind_norm(
+            grad,
+            raw,
+            mean,
+            rstd,
+            norm_weight,
+            sums,
+            sums_step,
+            inverse_pixels,
+            r,
+            k,
+            r < pixels,
+            GRAD_STEP,
+            RAW_STEP,
+            OUTPUTS,
+        )
+        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
+        a = tl.load(x + p[:, None] * X_STEP + n[None, :], valid[:, None] & (n < INPUTS)[None, :], 0.0)
+        if ACTIVATION > 0:
+            a = activated(a.to(tl.float32), ACTIVATION).to(x.dtype.element_ty)
+        weight_grad = product(tl.trans(d), a, weight_grad)
+    at = partials + program * (OUTPUTS * INPUTS) + k[:, None] * INPUTS + n[None, :]
+    tl.store(at, weight_grad, (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :])
