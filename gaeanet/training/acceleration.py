@@ -12,7 +12,10 @@ from torch import nn
 
 from gaeanet.config.experiment import Hyperparameters
 from gaeanet.errors import RequestError
+from gaeanet.models.fused import fuse
+from gaeanet.models.network import CellNetwork
 from gaeanet.runtime.processes import Processes
+from gaeanet.training import proof
 
 
 class Way(NamedTuple):
@@ -42,11 +45,27 @@ def choose(hp: Hyperparameters, network: nn.Module, precision: str, processes: P
     if hp.compile is False or (hp.compile == "auto" and not on_gpu):
         return NOT_COMPILED
     why_not = recording_obstacle(hp, precision, processes)
-    if why_not is None:
-        return Way("each step one CUDA graph", recorded=True)
     if hp.compile == "graphs":
-        raise RequestError(f"hyperparameters.compile: graphs {why_not}: use auto or false")
-    return Way(f"steps launched kernel by kernel: a CUDA graph {why_not}")
+        if why_not is not None:
+            raise RequestError(f"hyperparameters.compile: graphs {why_not}: use auto or false")
+        return Way("each step one CUDA graph", recorded=True)
+    kernels = _fused(hp, network, precision, processes)
+    if why_not is None:
+        return Way(f"{kernels}, each step one CUDA graph", recorded=True)
+    return Way(f"{kernels}, launched one by one: a CUDA graph {why_not}")
+
+
+def _fused(hp: Hyperparameters, network: nn.Module, precision: str, processes: Processes) -> str:
+    """Makes a network of cells train with the GPU kernels, where they are proven; says whether it does."""
+    if not isinstance(network, CellNetwork) or precision != "bf16":
+        return "PyTorch's kernels"
+    shard = -(-hp.global_batch_size // processes.world_size)
+    micro_batch = -(-shard // hp.parts(shard))
+    doubt = processes.from_first(proof.doubt(hp, processes.device, micro_batch) if processes.is_first else None)
+    if doubt is not None:
+        return f"PyTorch's kernels (not our own: {doubt})"
+    fuse(network)
+    return "own kernels"
 
 
 def recording_obstacle(hp: Hyperparameters, precision: str, processes: Processes) -> str | None:

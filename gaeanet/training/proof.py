@@ -121,9 +121,7 @@ def compare(hp: Hyperparameters, device: torch.device, count: int = IMAGES) -> s
     return None
 
 
-def _results(
-    network: CellNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
+def _results(network: CellNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Logits and all gradients, flat float32."""
     network.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # drop-path's draws
