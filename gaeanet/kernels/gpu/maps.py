@@ -66,6 +66,16 @@ def product(a, b, sums):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def sigmoid(z):  # type: ignore[no-untyped-def]
+    """The logistic function of float32 values. An approximate reciprocal takes one instruction, a division seven."""
+    below = 1.0 + tl.exp(-z)
+    if INTERPRETED:
+        return 1.0 / below
+    else:
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], tl.float32, True, 1)
+
+
+@triton.jit
 def activated(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     """The activation of float32 values."""
     if ACTIVATION == 0:
@@ -73,7 +83,7 @@ def activated(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == 1:
         return tl.maximum(z, 0.0)
     elif ACTIVATION == 2:
-        return z / (1.0 + tl.exp(-z))
+        return z * sigmoid(z)
     else:
         return z * tl.minimum(tl.maximum(z + 3.0, 0.0), 6.0) * (1.0 / 6.0)
 
@@ -86,8 +96,19 @@ def slope(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     elif ACTIVATION == 1:
         return tl.where(z > 0.0, 1.0, 0.0)
     elif ACTIVATION == 2:
-        s = 1.0 / (1.0 + tl.exp(-z))
+        s = sigmoid(z)
         return s * (1.0 + z * (1.0 - s))
     else:
         inside = z * (1.0 / 3.0) + 0.5
         return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, inside, 1.0))
+
+
+@triton.jit
+def activated_and_slope(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Both, for the price of one exponential."""
+    if ACTIVATION == 2:
+        s = sigmoid(z)
+        value = z * s
+        return value, s + value * (1.0 - s)
+    else:
+        return activated(z, ACTIVATION), slope(z, ACTIVATION)
