@@ -16,7 +16,7 @@ PROGRAMS = 528
 
 def programs(tiles: int, limit: int = PROGRAMS) -> int:
     """The number of programs that share `tiles` evenly, at most `limit`: no program waits for one with a tile more."""
-    return triton.cdiv(tiles, triton.cdiv(tiles, limit))
+    return int(triton.cdiv(tiles, triton.cdiv(tiles, limit)))
 
 
 def added(partials: Tensor) -> Tensor:
