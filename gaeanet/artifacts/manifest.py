@@ -120,8 +120,13 @@ def _is_data(value: Any) -> bool:
         isinstance(value, dict)
         and all(value.get(key) is None or isinstance(value[key], str) for key in ("location", "fingerprint"))
         and isinstance(value.get("generated", False), bool)
+        and _or_nothing(_are_counts)(value.get("images"))
         and isinstance(value.get("settings") or {}, dict)
     )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_count(value.get(split)) for split in ("train", "val"))
 
 
 def _is_lineage(value: Any) -> bool:
