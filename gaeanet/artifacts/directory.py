@@ -99,11 +99,35 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             values = None
-        if isinstance(values, dict) and isinstance(values.get("kind"), str) and type(values.get("batches")) is int:
+        if _is_line(values):
             parsed.append({key: math.nan if value is None else value for key, value in values.items()})
         elif number < len(lines):
             raise RequestError(f"{path}, line {number}: not JSON that a run writes; is this a run's log?")
     return parsed
+
+
+def _is_line(values: Any) -> bool:
+    """Whether this is a line that a run writes, as far as its readers (resume, curves, report) rely on it."""
+    return (
+        isinstance(values, dict)
+        and isinstance(values.get("kind"), str)
+        and type(values.get("batches")) is int
+        and isinstance(values.get("data", ""), str)
+        and values.get("epoch") is not None
+        and all(
+            _is_number(value) for key, value in values.items() if key in _NUMBERS or key.endswith(("loss", "accuracy"))
+        )
+    )
+
+
+def _is_number(value: Any) -> bool:
+    """A number of a size that can be computed with and drawn, or one that was not finite."""
+    if type(value) not in (int, float):
+        return value is None
+    return abs(value) < 1e100 or value != value or abs(value) == math.inf
+
+
+_NUMBERS = frozenset({"epoch", "batches", "images", "count", "minival", "learning_rate", "images_per_second"})
 
 
 def read_run(run_dir: Path) -> list[dict[str, Any]]:
