@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.files import exists, is_file
 from gaeanet.runtime.names import inside, shown
 
 METRICS = "metrics.jsonl"
@@ -40,29 +42,60 @@ def run_dir_of(name: str) -> Path:
 
 def holds_run(run_dir: Path) -> bool:
     """Whether a run has left its log or checkpoints in this directory."""
-    return (run_dir / METRICS).exists() or (run_dir / CHECKPOINTS).exists()
+    return exists(run_dir / METRICS) or exists(run_dir / CHECKPOINTS)
 
 
 def check_run_dir(run_dir: Path, resume: bool) -> None:
     """Raises `RequestError` where a run could not be kept in `run_dir`, or another one is there already."""
     if holds_run(run_dir) and not resume:
         raise RequestError(f"{run_dir} already holds a run: continue it with --resume, or name another with --run-dir")
-    probe = run_dir / f".writable.{os.getpid()}"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
     except OSError as error:
-        raise RequestError(
-            f"{run_dir}: cannot write the run there: {reason(error)}; name another with --run-dir"
-        ) from None
+        raise _refused(run_dir, "write the run there", error) from None
+    _probe(run_dir)
+
+
+def _probe(run_dir: Path) -> None:
+    """Does once what a run will do with its files: some network and object-store file systems cannot.
+
+    Links are not among it: a run does without them.
+
+    Raises:
+        RequestError: Something of it does not work; the message says what, and why.
+    """
+    what, probe = "write the run there", None
+    try:
+        probe = Path(tempfile.mkdtemp(prefix=".probe-", dir=run_dir))
+        first, second = probe / "first", probe / "second"
+        first.mkdir()
+        (first / "file").write_bytes(b"1")
+        what = "append to a file there, as to the log"
+        with open(first / "file", "ab") as file:
+            file.write(b"2")
+        if (first / "file").read_bytes() != b"12":
+            raise OSError(0, "what was written is not what is there")
+        what = "rename a directory there, as a checkpoint that is complete"
+        first.rename(second)
+        what = "replace a file there"
+        (second / "draft").write_bytes(b"3")
+        (second / "draft").replace(second / "file")
+    except OSError as error:
+        raise _refused(run_dir, what, error) from None
+    finally:
+        if probe is not None:
+            shutil.rmtree(probe, ignore_errors=True)
+
+
+def _refused(run_dir: Path, what: str, error: OSError) -> RequestError:
+    return RequestError(f"{run_dir}: cannot {what}: {reason(error)}; name another with --run-dir")
 
 
 def checkpoint_to_continue(path: Path) -> Path:
     """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
     newest = sorted((path / CHECKPOINTS).glob("step-*"))[-1:]  # where there are no links
     for place in (path, path / CHECKPOINTS / "latest", *newest):
-        if (place / MANIFEST).is_file():
+        if is_file(place / MANIFEST):
             return place.resolve()
     raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")
 
@@ -72,7 +105,7 @@ def log_beside(checkpoint: Path) -> Path | None:
     places = [checkpoint / METRICS]
     if checkpoint.parent.name == CHECKPOINTS:
         places.append(checkpoint.parent.parent / METRICS)
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if is_file(place)), None)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -124,7 +157,7 @@ def _is_number(value: Any) -> bool:
     """A number of a size that can be computed with and drawn, or one that was not finite."""
     if type(value) not in (int, float):
         return value is None
-    return abs(value) < 1e100 or value != value or abs(value) == math.inf
+    return bool(abs(value) < 1e100 or value != value or abs(value) == math.inf)
 
 
 _NUMBERS = frozenset({"epoch", "batches", "images", "count", "minival", "learning_rate", "images_per_second"})
@@ -132,6 +165,6 @@ _NUMBERS = frozenset({"epoch", "batches", "images", "count", "minival", "learnin
 
 def read_run(run_dir: Path) -> list[dict[str, Any]]:
     """The log of the run in `run_dir`; raises `RequestError` where there is none."""
-    if not (run_dir / METRICS).is_file():
+    if not is_file(run_dir / METRICS):
         raise RequestError(f"{run_dir}: no run there ({METRICS} is missing)")
     return read_log(run_dir / METRICS)

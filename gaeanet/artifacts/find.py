@@ -18,6 +18,7 @@ from gaeanet.cells.read import is_text
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import exists, is_directory, is_file
 from gaeanet.runtime.names import shown
 
 if TYPE_CHECKING:
@@ -152,13 +153,13 @@ def find(reference: str | Path) -> Trained:
         RequestError: There is none, or what is there cannot be used.
     """
     path = Path(reference)
-    if path.is_dir():
+    if is_directory(path):
         return _in_directory(path)
-    if not path.is_file():
+    if not is_file(path):
         raise RequestError(
             f"{path}: no such file or directory: name a checkpoint, a run directory or an exported directory"
         )
-    if (path.parent / MANIFEST).is_file() or _is_export(path.parent):
+    if is_file(path.parent / MANIFEST) or _is_export(path.parent):
         return _in_directory(path.parent)
     if what := _EXPORTS.get(path.suffix):
         raise RequestError(f"{path}: is {what}, which only its own runtime executes: name the checkpoint it came from")
@@ -170,7 +171,7 @@ def find(reference: str | Path) -> Trained:
 def _in_directory(path: Path) -> Trained:
     folders = (path, path / CHECKPOINTS, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest")
     for place in (*folders, path / "best", path / "latest"):
-        if (place / MANIFEST).is_file():
+        if is_file(place / MANIFEST):
             return _of_checkpoint(place)
     if _is_export(path):
         return _of_export(path)
@@ -178,7 +179,7 @@ def _in_directory(path: Path) -> Trained:
     checkpoints = checkpoint.checkpoints(path / CHECKPOINTS) or checkpoint.checkpoints(path)
     if checkpoints:
         return _of_checkpoint(_best(checkpoints))
-    if (path / METRICS).exists() or (path / CONFIG).exists():
+    if exists(path / METRICS) or exists(path / CONFIG):
         raise RequestError(f"{path}: this run has no checkpoint yet")
     raise RequestError(f"{path}: no checkpoint, run or export there (no manifest.json, checkpoints/ or config.json)")
 
@@ -213,7 +214,7 @@ def _of_checkpoint(place: Path) -> Trained:
 
 
 def _is_export(path: Path) -> bool:
-    return (path / EXPORT_CONFIG).is_file() and (path / EXPORT_WEIGHTS).is_file()
+    return is_file(path / EXPORT_CONFIG) and is_file(path / EXPORT_WEIGHTS)
 
 
 def _of_export(path: Path) -> Trained:

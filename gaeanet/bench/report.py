@@ -11,6 +11,7 @@ from gaeanet.bench.step import STEP
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
+from gaeanet.errors import counted
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.progress import duration
 from gaeanet.runtime.tables import table_lines
@@ -144,7 +145,7 @@ def to_text(facts: dict[str, Any]) -> str:
     marker = "[generated images] " if facts["generated"] else ""
     lines = [
         f"{marker}{facts['experiment']}: {facts['device']}, {facts['precision']}, {facts['compilation']}, "
-        f"{facts['workers']} workers",
+        f"{counted(facts['workers'], 'worker')}",
         f"{facts['location']}: {facts['training_images']:,} training images, batches of {facts['global_batch_size']:,}",
         "",
     ]

@@ -12,6 +12,7 @@ from typing import Any
 from gaeanet.cli.parser import add_changes, add_command
 from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.imports import importing
 
 
@@ -40,7 +41,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.cli.diagnose import explained
 
     run_dir = run_dir_of(experiment.name).absolute()
-    existing = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
+    existing = next(parent for parent in run_dir.parents if is_directory(parent))  # the run's own file system
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it removes its files
     try:
         with Console(stderr=True).status("", refresh_per_second=2) as status:

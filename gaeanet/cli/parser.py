@@ -19,6 +19,21 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; see {self.prog} --help")
 
 
+def at_most(most: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of a size that can be computed with."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, is {text[:40]!r}") from None
+        if number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:,}, is {text[:40]}")
+        return number
+
+    return whole_number
+
+
 def add_command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], help_: str, *, brief: bool = False
 ) -> argparse.ArgumentParser:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.cli.parser import add_command
+from gaeanet.cli.parser import add_command, at_most
 from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def joined() -> Iterator[Processes]:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluates a trained network on validation images: accuracies with 95 % intervals, loss, calibration.
 
-    Without options the numbers equal those of the run's log, to the last digit, on the same device; for a run that held
-    images out of its training split, with --minival.
+    Without options the numbers equal those of the run's log, on the same device and with as many threads; for a run
+    that held images out of its training split, with --minival.
     """
     with importing():
         from gaeanet.artifacts.find import find
@@ -108,7 +109,7 @@ def check_images(images: Sequence[str], top: int, batch_size: int) -> None:
     if top < 1 or batch_size < 1:
         raise RequestError("--top and --batch-size must be 1 or more")
     for path in images:
-        if path != "-" and not Path(path).exists():
+        if path != "-" and not exists(Path(path)):
             raise RequestError(f"{path}: no such file or directory: name images, directories of images, or -")
 
 
@@ -130,7 +131,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def check_export(destination: Path, form: str, fold: bool) -> None:
     """Raises `RequestError` where such an export cannot be written."""
-    if destination.exists():
+    if exists(destination):
         raise RequestError(f"{destination} exists already: name a new destination")
     if form not in FORMS:
         raise RequestError(f"{form}: not an export format; {did_you_mean(form, FORMS)}")
@@ -194,11 +195,13 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--weights", choices=("raw", "ema", "both"), default="both", help="which weights (default: both, side by side)"
     )
-    command.add_argument("--image-size", metavar="N", type=int, help="another side of the crop in pixels")
+    command.add_argument("--image-size", metavar="N", type=at_most(4096), help="another side of the crop in pixels")
     command.add_argument(
         "--crop", metavar="FRACTION", type=float, help="another fraction of the resized image to show (default: 0.875)"
     )
-    command.add_argument("--batch-size", metavar="N", type=int, help="images of a batch (default: as in the run)")
+    command.add_argument(
+        "--batch-size", metavar="N", type=at_most(1_000_000), help="images of a batch (default: as in the run)"
+    )
     command.add_argument("--compare", metavar="OTHER", type=Path, help="test another network on the same images")
     command.add_argument("--per-class", action="store_true", help="a table of classes, worst first")
     command.add_argument(
@@ -225,8 +228,10 @@ def add_commands(commands: Any) -> None:
         help="images, directories, or - (an image or names of files on standard input)",
     )
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
-    command.add_argument("--top", metavar="N", type=int, default=5, help="classes an image (default: 5)")
-    command.add_argument("--batch-size", metavar="N", type=int, default=16, help="images of a batch (default: 16)")
+    command.add_argument("--top", metavar="N", type=at_most(1_000_000), default=5, help="classes an image (default: 5)")
+    command.add_argument(
+        "--batch-size", metavar="N", type=at_most(1_000_000), default=16, help="images of a batch (default: 16)"
+    )
     command.add_argument("--json", action="store_true", help="print a JSON object a line")
 
     command = add_command(commands, "export", export, "write a trained network for other tools")

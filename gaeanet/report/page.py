@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gaeanet import __version__
 from gaeanet.config.experiment import Experiment
+from gaeanet.errors import counted
 from gaeanet.report.cell_drawing import draw
 from gaeanet.report.charts import Trace, line_chart
 from gaeanet.report.recipes import against_original, differences, nearest_recipe
@@ -113,7 +114,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "samples": run.samples,
         "mixes": hp.mixes,
         "recipe": None if search else nearest_recipe(hp),
-        "network": f"{hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
+        "network": f"{counted(hp.layers, 'cell')}, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px",
         "drawing": None if search else draw(hp.cell, _cell_name(run)),
         "lineage": run.lineage,
@@ -143,9 +144,9 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
         accuracy, kind, line = best
         top5 = line["ema_top5_accuracy" if kind == "EMA" else "top5_accuracy"]
         yield "best top-1", f"{accuracy:.2f} %", f"{kind} weights, epoch {line['epoch']:g}"
-        yield "top-5 there", f"{top5:.2f} %" if _is_number(top5) else "-", f"{line['count']:,} images counted"
+        yield "top-5 there", f"{top5:.2f} %" if _is_number(top5) else "-", f"{counted(line['count'], 'image')} counted"
     epochs = run.experiment.hyperparameters.epochs
-    yield "epochs", f"{end['epoch']:g} of {epochs}", f"{end['images']:,} images seen"
+    yield "epochs", f"{end['epoch']:g} of {epochs}", f"{counted(end['images'], 'image')} seen"
     speeds = sorted(value for _, value in points_of(run.lines, "train", "images_per_second"))
     if speeds:
         yield "throughput", f"{speeds[len(speeds) // 2]:,.0f} images/s", "median of the log"

@@ -171,9 +171,11 @@ class LocalContext:
 
     def describe_outputs(self) -> str:
         """A message that says where the run's outputs are."""
-        genotype = f"{GENOTYPE}, " if (self.run_dir / GENOTYPE).exists() else ""
-        files = f"{genotype}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
-        return f"everything is in {self.run_dir}: {files}"
+        names = (GENOTYPE, METRICS, CURVE, REPORT, f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
+        there = [name for name in names if (self.run_dir / name).exists()]
+        if f"{CHECKPOINTS}/latest" not in there:  # a file system without links
+            there.append(CHECKPOINTS)
+        return f"everything is in {self.run_dir}: {', '.join(there[:-1])} and {there[-1]}"
 
     def _restore_log(self, path: Path) -> None:
         """Copies the log stored with a checkpoint into the run directory, so that it has no gap."""

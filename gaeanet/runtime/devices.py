@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, counted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,4 +51,4 @@ def describe(device: torch.device) -> str:
     """The device's name, as text."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type.upper()

@@ -109,7 +109,7 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
-        self._waits = False
+        self._waits, self._grace = False, 0.0
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -121,23 +121,43 @@ class StopRequest:
             signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around waiting for what may never come (a read on a stalled mount): a stop raises `StoppedWaiting` there."""
-        if self.received is not None:
+    def waiting(self, grace: float = 0.0) -> Iterator[None]:
+        """Around waiting for what may never come (a read on a stalled mount): a stop raises `StoppedWaiting` there.
+
+        Args:
+            grace: Seconds after the stop that what is awaited may still come.
+        """
+        self._grace = grace
+        if self.received is not None and not grace:
             raise StoppedWaiting
         self._waits = True
         try:
+            if self.received is not None:
+                self._set_alarm(grace)
             yield
         finally:
             self._waits = False
+            if grace and self.received is not None:
+                self._set_alarm(0.0)
+
+    def _set_alarm(self, seconds: float) -> None:
+        """Lets this process give up waiting in so many seconds; 0 for not at all."""
+        signal.signal(signal.SIGALRM, self._give_up)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def _give_up(self, *_: Any) -> None:
+        if self._waits:
+            self._waits = False
+            raise StoppedWaiting
 
     def _notice(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number != signal.SIGHUP:
             os._exit(128 + number)
         self.received = self.received or signal.Signals(number).name
-        if self._waits:
-            self._waits = False
-            raise StoppedWaiting
+        if self._waits and self._grace:
+            self._set_alarm(self._grace)
+        else:
+            self._give_up()
 
 
 def default_device(local_rank: int = 0) -> torch.device:

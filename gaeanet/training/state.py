@@ -18,7 +18,7 @@ from gaeanet.config.data import Data
 from gaeanet.config.experiment import OPERATIONAL, Experiment
 from gaeanet.data.sources.catalog import check_table
 from gaeanet.data.sources.source import Source
-from gaeanet.errors import RequestError, reason
+from gaeanet.errors import RequestError, counted, reason
 from gaeanet.training.learner import Learner, Tensors
 
 
@@ -132,8 +132,9 @@ class RunState:
         if state["world_size"] != learner.processes.world_size:
             mixes = self.experiment.hyperparameters.mixes
             notes.append(
-                f"this run resumes with {learner.processes.world_size} processes after {state['world_size']}: the "
-                "order of images, their augmentation and the schedule are as before; batch-norm statistics, drop-path "
+                f"this run resumes with {counted(learner.processes.world_size, 'process')} after "
+                f"{state['world_size']}: the order of images, their augmentation and the schedule are as before; "
+                "batch-norm statistics, drop-path "
                 f"draws{', partners of mixed images' * mixes} and rounding are those of the new number"
             )
         return notes
@@ -182,7 +183,7 @@ def _counts(source: Source) -> dict[str, int]:
 
 
 def _counted(images: Mapping[str, int]) -> str:
-    return f"{images['train']:,} training and {images['val']:,} validation images"
+    return f"{images['train']:,} training and {counted(images['val'], 'validation image')}"
 
 
 def _yaml(value: float | None) -> str:
