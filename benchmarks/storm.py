@@ -96,6 +96,7 @@ class Launch:
             errors = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(errors if writer is None else writer, 1)
             os.dup2(errors, 2)
+            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
             if reader is not None:
                 os.close(reader)
             code = 1

@@ -87,7 +87,7 @@ def _whose(path: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number of things as messages say it: `1 class`, `1,200 classes`."""
-    plural = "es" if noun.endswith(("s", "ch")) else "s"
+    plural = "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number:,} {noun}{plural * (number != 1)}"
 
 

@@ -39,6 +39,8 @@ FREE_OF_TORCH = (
 )
 FREE_OF_TORCH += (
     "runtime.host",
+    "runtime.load",
+    "runtime.files",
     "runtime.yaml",
     "artifacts.directory",
     "artifacts.checkpoint",

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from gaeanet.artifacts import manifest
 from gaeanet.artifacts.directory import MANIFEST
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.files import entries_of, is_directory, is_file
+from gaeanet.runtime.files import entries_of, is_directory, is_file, read_text
 from gaeanet.runtime.names import inside
 
 if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
@@ -117,11 +117,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8") if file.stat().st_size <= manifest.MOST_BYTES else ""
+        text = read_text(file, manifest.MOST_BYTES)
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+        if error.errno != errno.EFBIG:
+            raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+        text = ""
     return manifest.parsed(text, str(path))
 
 

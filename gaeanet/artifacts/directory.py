@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet.errors import RequestError, reason
-from gaeanet.runtime.files import exists, is_file
+from gaeanet.runtime.files import exists, is_file, read_text
 from gaeanet.runtime.names import inside, shown
 
 METRICS = "metrics.jsonl"
@@ -23,6 +23,9 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 MANIFEST = "manifest.json"
 """Of each checkpoint."""
+
+_LONGEST_LOG = 1_000_000_000
+"""Bytes; that of a search of a thousand epochs has 16 million."""
 
 
 def run_dir_of(name: str) -> Path:
@@ -117,11 +120,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         RequestError: It cannot be read, or another line is not what a run writes.
     """
     try:
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        lines = read_text(path, _LONGEST_LOG).split("\n")
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
+    except (OSError, ValueError) as error:
+        why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
+        raise RequestError(f"{path}: cannot be read: {why}") from None
     while lines and not lines[-1].strip():
         lines.pop()
     parsed = []

@@ -6,7 +6,6 @@ and refusing it takes no torch; its weights are read, and checked, when they are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, MANIFEST, METRICS
+from gaeanet.artifacts.manifest import MOST_BYTES, check_state
 from gaeanet.cells.read import is_text
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.errors import RequestError
-from gaeanet.runtime.files import exists, is_directory, is_file
+from gaeanet.runtime.files import exists, is_directory, is_file, read_json
 from gaeanet.runtime.names import shown
 
 if TYPE_CHECKING:
@@ -219,14 +219,15 @@ def _is_export(path: Path) -> bool:
 
 def _of_export(path: Path) -> Trained:
     try:
-        config = json.loads((path / EXPORT_CONFIG).read_text(encoding="utf-8"))
+        config = read_json(path / EXPORT_CONFIG, MOST_BYTES)
         ours = config.get("gaeanet")
     except (OSError, ValueError, AttributeError):
         raise RequestError(f"{path / EXPORT_CONFIG}: not the configuration of an exported network") from None
     if not isinstance(ours, dict):
-        name = config.get("architecture", "another network")
+        name = shown(str(config.get("architecture", "another network"))[:60])
         raise RequestError(f"{path}: {name}, which gaeanet did not export: it reads its own networks only")
     try:
+        check_state(ours["state"], str(path / EXPORT_CONFIG))
         digests = {ours["weights"]: (path / EXPORT_WEIGHTS, ours["digest"])}
         return Trained(path, _hyperparameters(ours["state"]["hyperparameters"], path), ours["state"], digests)
     except (KeyError, TypeError):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet.artifacts.find import EXPORT_CONFIG, find
+from gaeanet.artifacts.manifest import MOST_BYTES
 from gaeanet.errors import RequestError, reason
-from gaeanet.runtime.files import is_directory, is_file
+from gaeanet.runtime.files import is_directory, is_file, read_json
 
 METADATA = "gaeanet"
 """Under this name an ONNX file's metadata and a torch.export program's extra files hold what gaeanet says of them."""
@@ -34,7 +35,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
                 return read_metadata(path / name)
     trained = find(path)
     if is_file(trained.path / EXPORT_CONFIG):
-        return dict(json.loads((trained.path / EXPORT_CONFIG).read_text(encoding="utf-8"))[METADATA])
+        return dict(read_json(trained.path / EXPORT_CONFIG, MOST_BYTES)[METADATA])
     weights = {kind: digest for kind, (_, digest) in trained.digests.items()}
     return {"format": "checkpoint", "path": str(trained.path), "state": trained.state, "digests": weights}
 

@@ -13,6 +13,7 @@ from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import counted
 from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.load import BUSY, busy_elsewhere
 from gaeanet.runtime.progress import duration
 from gaeanet.runtime.tables import table_lines
 
@@ -51,6 +52,7 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
         **findings.facts,
         "location": source.location,
         "generated": source.generated,
+        "cores_busy_elsewhere": busy_elsewhere(),
         "training_images": len(catalog.train),
         "global_batch_size": hp.global_batch_size,
         "images_at_once": findings.images_at_once,
@@ -162,10 +164,15 @@ def to_text(facts: dict[str, Any]) -> str:
         "",
         f"bottleneck: {bottleneck['stage']}: {bottleneck['remedy']}",
         f"memory: {_memory_text(facts)}",
-        f"whole run: {_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
-        f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
-        f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
+        f"whole run: {counted(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
+        f"{duration(run['validation_seconds'])} for {counted(run['validations'], 'validation')} and "
+        f"{duration(run['checkpoint_seconds'])} for {counted(run['checkpoints'], 'checkpoint')}",
     ]
+    if (others := facts["cores_busy_elsewhere"]) is not None and others > BUSY / 2 * usable_cores():
+        lines.append(
+            f"this machine is shared: as this began, other processes kept {others:.1f} of "
+            f"{counted(usable_cores(), 'core')} busy; alone it is faster"
+        )
     measured = facts["stages"]["step"]["images_measured"]
     if measured < facts["global_batch_size"]:
         lines.append(f"a step was measured with {measured:,} images and extrapolated to {facts['global_batch_size']:,}")
@@ -194,10 +201,6 @@ def _memory_text(facts: dict[str, Any]) -> str:
     if fit:
         return f"{text}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
     return f"{text}: too little for a micro-batch of two: lower data.num_workers_train or the network's size"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _size(count: float) -> str:

@@ -6,10 +6,9 @@ import argparse
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
-from gaeanet.cli.parser import add_changes, add_command
+from gaeanet.cli.parser import add_changes, add_command, as_path
 from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError
 from gaeanet.runtime.files import is_directory
@@ -26,6 +25,8 @@ def bench(arguments: argparse.Namespace) -> None:
         raise RequestError("bench: measures one process; start it directly, not with torchrun or on a cluster")
     if not arguments.seconds >= 1:
         raise RequestError(f"--seconds {arguments.seconds:g}: must be 1 or more")
+    if arguments.seconds > 86_400:
+        raise RequestError(f"--seconds {arguments.seconds:g}: must be 86,400 (a day) or less")
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
     check_job(experiment, "bench", arguments.config)
     began = time.perf_counter()
@@ -60,7 +61,7 @@ def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "bench", bench, "measure what limits the speed here")
     command.add_argument(
-        "config", metavar="CONFIG", type=Path, help="the experiment file, or a recipe such as distributed"
+        "config", metavar="CONFIG", type=as_path, help="the experiment file, or a recipe such as distributed"
     )
     add_changes(command)
     command.add_argument(

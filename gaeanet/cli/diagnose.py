@@ -36,6 +36,8 @@ def explained(error: Exception) -> RunError | None:
     """The error as a `RunError` with a remedy; None for an error that is not recognised."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(f"{error.filename or 'a file'}: {reason(error)}: the disk is full; free space and --resume")
+    if isinstance(error, OSError) and error.filename is not None:
+        return RunError(f"{error.filename}: {reason(error)}; a run continues with --resume")
     if isinstance(error, (RuntimeError, OSError)):
         for pattern, hint in _HINTS:
             if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gaeanet.cli.parser import add_command, at_most
+from gaeanet.cli.parser import add_command, as_path, at_most
 from gaeanet.errors import RequestError, counted
 from gaeanet.runtime.imports import importing
 
@@ -71,12 +70,12 @@ def add_commands(commands: Any) -> None:
         type=at_most(4096),
         help="size for multiply-adds (default: the experiment's; 224 for a cell)",
     )
-    command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
+    command.add_argument("--draw", metavar="FILE.svg", type=as_path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add_command(commands, "import", import_, "import weights of another project", brief=True)
-    command.add_argument("file", metavar="FILE", type=Path, help="the file of weights")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to write")
+    command.add_argument("file", metavar="FILE", type=as_path, help="the file of weights")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help="the checkpoint directory to write")
     command.add_argument("--genotype", help="the cell, where names and shapes do not identify it")
     command.add_argument(
         "--activation",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gaeanet.errors import RequestError
@@ -17,6 +18,20 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def as_path(text: str) -> Path:
+    """The type of an argument that names a file or directory: an empty one would be the working directory."""
+    return Path(as_name(text))
+
+
+def as_name(text: str) -> str:
+    """The type of an argument that names a place, on this machine or elsewhere."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(
+            "is empty: is a variable unset?" if not text.strip() else "has a null byte, which no name has"
+        )
+    return text
 
 
 def at_most(most: int) -> Callable[[str], int]:

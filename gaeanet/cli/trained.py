@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.cli.parser import add_command, at_most
+from gaeanet.cli.parser import add_command, as_path, at_most
 from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.files import exists
 from gaeanet.runtime.imports import importing
@@ -184,13 +184,17 @@ def plot(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
     command = add_command(commands, "plot", plot, "draw a run's curves", brief=True)
-    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument("runs", metavar="RUN_DIR", type=as_path, nargs="+", help="run directories")
     command.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=as_path,
+        help="the picture (default: curve.png in the only run directory)",
     )
 
     command = add_command(commands, "evaluate", evaluate, "evaluate a trained network on validation images")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument("--data", metavar="LOCATION", help="where the images are (default: the run's own data)")
     command.add_argument(
         "--weights", choices=("raw", "ema", "both"), default="both", help="which weights (default: both, side by side)"
@@ -202,7 +206,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--batch-size", metavar="N", type=at_most(1_000_000), help="images of a batch (default: as in the run)"
     )
-    command.add_argument("--compare", metavar="OTHER", type=Path, help="test another network on the same images")
+    command.add_argument("--compare", metavar="OTHER", type=as_path, help="test another network on the same images")
     command.add_argument("--per-class", action="store_true", help="a table of classes, worst first")
     command.add_argument(
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
@@ -213,14 +217,18 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
 
     command = add_command(commands, "report", report, "write a page of a run, or of several")
-    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument("runs", metavar="RUN_DIR", type=as_path, nargs="+", help="run directories")
     command.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the only run directory)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=as_path,
+        help="the page (default: report.html in the only run directory)",
     )
     command.add_argument("--no-images", action="store_true", help="from the logs alone, without reading images")
 
     command = add_command(commands, "predict", predict, "classify images")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument(
         "images",
         metavar="IMAGE",
@@ -235,9 +243,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print a JSON object a line")
 
     command = add_command(commands, "export", export, "write a trained network for other tools")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument(
-        "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to write"
+        "destination", metavar="DESTINATION", type=as_path, help="directory (or .onnx, .pt2 file) to write"
     )
     command.add_argument("--format", choices=FORMS, default="timm", help="the format (default: timm)")
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)

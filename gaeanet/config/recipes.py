@@ -43,7 +43,7 @@ def read_file_or_recipe(path: str | os.PathLike[str]) -> str:
             if name in recipe_names():
                 return read_recipe(name)
             raise RequestError(f"{name}: neither an experiment file nor a recipe; {did_you_mean(name, recipe_names())}")
-        return read_text(path)
+        return read_text(path, regular=False)  # a shell's <(...) is a pipe
     except (OSError, ValueError) as error:
         why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
         raise RequestError(f"{name}: cannot read the experiment file: {why}") from None

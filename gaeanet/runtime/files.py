@@ -7,10 +7,12 @@ a refusal that names the file and whose it is.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gaeanet.errors import RequestError, reason
 
@@ -56,15 +58,29 @@ def entries_of(directory: Name) -> list[Path]:
         raise RequestError(f"{directory}: cannot be listed: {reason(error)}") from None
 
 
-def read_text(path: Name, most: int = MOST_BYTES) -> str:
+def read_text(path: Name, most: int = MOST_BYTES, *, regular: bool = True) -> str:
     """A text file, UTF-8.
+
+    Args:
+        regular: Refuses what is no regular file, such as a pipe, which might never end or never begin.
 
     Raises:
         OSError: It cannot be read, or has more than `most` bytes, which are not read.
         UnicodeDecodeError: It is no text.
     """
+    mode = os.stat(path).st_mode
+    if regular and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory the system says so itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(errno.EFBIG, f"too large: more than {most:,} bytes", str(path))
     return data.decode("utf-8").replace("\r\n", "\n")
+
+
+def read_json(path: Name, most: int) -> Any:
+    """What a regular file of JSON says; raises OSError as `read_text`, and ValueError where it is no JSON."""
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("nested too deep") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from gaeanet.errors import RequestError
 from gaeanet.runtime.rendezvous import fresh_store
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -36,7 +37,14 @@ class Processes:
         self.device = default_device(self.local_rank)
         self._control: dist.ProcessGroup | None = None
         if "WORLD_SIZE" in os.environ:
-            store, _, _ = next(rendezvous("env://"))
+            try:
+                store, _, _ = next(rendezvous("env://"))
+            except ValueError as error:  # MASTER_ADDR or MASTER_PORT
+                variable = next((word for word in str(error).split() if word.startswith("MASTER")), "MASTER_ADDR")
+                raise RequestError(
+                    f"the environment has WORLD_SIZE={self.world_size}, but no {variable} that this process could find "
+                    "the others by: start the processes with torchrun, or unset WORLD_SIZE"
+                ) from None
             store = fresh_store(PrefixStore("gaeanet", store), self.rank, self.world_size)
             on_gpu = self.device.type == "cuda"
             if on_gpu:

@@ -160,7 +160,7 @@ def test_field_report_85_the_last_line_names_what_is_there(
 
 def test_field_report_85_plurals(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:
     assert [counted(n, "class") for n in (0, 1, 2, 1200)] == ["0 classes", "1 class", "2 classes", "1,200 classes"]
-    assert [counted(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]
+    assert [counted(2, noun) for noun in ("batch", "epoch", "process")] == ["2 batches", "2 epochs", "2 processes"]
     config = experiment_file(epochs=1, layers=1, global_batch_size=18)
     shutil.rmtree(t3 / "val" / "n00000000")
     (t3 / "val" / "n00000000").mkdir()

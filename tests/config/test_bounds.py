@@ -75,6 +75,13 @@ def test_field_report_91_an_endless_experiment_file_is_refused() -> None:
         load_experiment("/dev/zero")
 
 
+@pytest.mark.parametrize("seconds", ["inf", "1e300", "86401"])
+def test_field_report_91_a_bench_ends(gaeanet: Run, seconds: str) -> None:
+    refused = gaeanet("bench", "const", "--seconds", seconds)
+    assert refused.code == 2
+    assert "must be 86,400 (a day) or less" in refused.err
+
+
 @pytest.mark.parametrize("option", ["--image-size", "--batch-size"])
 @pytest.mark.parametrize("value", ["100000000", "1" * 5000, "1.5"], ids=["large", "long", "no whole number"])
 def test_field_report_91_options_have_bounds(gaeanet: Run, option: str, value: str) -> None:

@@ -5,7 +5,6 @@ A tree that `gaeanet prepare` made also has its class table and counts (`dataset
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -26,7 +25,10 @@ from gaeanet.data.sources.layout import (
 )
 from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError, counted, reason
-from gaeanet.runtime.files import exists, is_directory
+from gaeanet.runtime.files import exists, is_directory, read_json
+
+_LARGEST_TABLE = 256_000_000
+"""Bytes of a data set's table: a million classes."""
 
 
 class Files(Source):
@@ -170,12 +172,13 @@ def table_of(catalog: Catalog) -> dict[str, Any]:
 def read_table(path: Path) -> dict[str, Any]:
     """A data set's table; raises `RequestError` where it is damaged."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        _ = table["classes"], table["counts"]["train"], table["counts"]["val"], table["fingerprint"]
+        table = read_json(path, _LARGEST_TABLE)
+        blocks = table["classes"], table["counts"]["train"], table["counts"]["val"]
+        fits = all(isinstance(block, dict) for block in blocks) and isinstance(table["fingerprint"], str)
     except (OSError, ValueError, KeyError, TypeError):
-        raise RequestError(
-            f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file"
-        ) from None
+        fits = False
+    if not fits or any(block.keys() != blocks[0].keys() for block in blocks):
+        raise RequestError(f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file")
     return dict(table)
 
 
