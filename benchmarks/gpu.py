@@ -151,7 +151,7 @@ def compared(title: str, hp: Hyperparameters, count: int, make: dict[str, Callab
 
 
 def distributed(**changes: Any) -> Hyperparameters:
-    hp = load_experiment(ROOT / "distributed.yaml").hyperparameters
+    hp = load_experiment(ROOT / "distributed.yaml", data=".").hyperparameters
     return hp.model_copy(update={"global_batch_size": 128, **changes})
 
 
@@ -174,7 +174,7 @@ def part_step() -> dict[str, Any]:
 
 
 def part_muon() -> dict[str, Any]:
-    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml").hyperparameters
+    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml", data=".").hyperparameters
     make = {f"compile: {way}": lambda way=way: Ours(hp, way) for way in ("graphs", "auto")}
     return compared("imagenette-5.yaml", hp, hp.global_batch_size, make)
 
