@@ -36,8 +36,7 @@ from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
-from gaeanet.training.recorded import Recorder
-from gaeanet.training.step import step
+from gaeanet.training.recorded import stepper
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda")
@@ -79,14 +78,10 @@ class Ours:
     def __init__(self, hp: Hyperparameters, compile: str | bool) -> None:
         hp = hp.model_copy(update={"compile": compile})
         self.learner = build_learner(hp, Processes())
-        self.objective, self.rates = Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE)
-        self.recorder = Recorder(self.learner, self.objective, self.rates)
+        self.step = stepper(self.learner, Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE))
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        if self.learner.way.recorded:
-            self.recorder.step(images, labels)
-        else:
-            step(self.learner, images, labels, self.objective, self.rates)
+        self.step(images, labels)
 
 
 def batch_of(hp: Hyperparameters, count: int) -> tuple[Tensor, Tensor]:

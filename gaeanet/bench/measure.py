@@ -38,8 +38,8 @@ from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.preflight import check_open_files, check_shared_memory, needed_bytes
+from gaeanet.training.recorded import stepper
 from gaeanet.training.state import RunState
-from gaeanet.training.step import step
 
 T = TypeVar("T")
 
@@ -280,14 +280,14 @@ class Bench:
         """Steps on batches as they arrive: the mean, so that occasional waits are included."""
         self.log("end to end")
         count, device, times = self.findings.images["step"], self.device, list[float]()
-        learner, objective, rates = self.state.learner, Classification(self.hp), idle_rates(self.hp, device)
+        advance = stepper(self.state.learner, Classification(self.hp), idle_rates(self.hp, device))
         seconds = self.budget * BUDGET["end to end"]
         with self._batches(count, 2 / 3) as batches:
 
             def work() -> None:
                 batch = next(batches)
                 devices.seed_draws(self.hp.seed, device)
-                step(learner, batch.images, batch.labels, objective, rates)
+                advance(batch.images, batch.labels)
 
             repeated(work, seconds / 3)  # workers prefetch meanwhile, as far as they can
             began = time.perf_counter()

@@ -22,7 +22,7 @@ from torch import Tensor
 from gaeanet.errors import reason
 from gaeanet.optim.rates import Rates
 from gaeanet.training.learner import Learner
-from gaeanet.training.step import Examples, Objective, backward, examples_of, update
+from gaeanet.training.step import Examples, Objective, backward, examples_of, step, update
 
 WARM_UP = 2
 """Steps before a recording: kernels are compiled, libraries loaded and workspaces allocated in the first."""
@@ -46,6 +46,13 @@ class _Recording:
 
     inputs: list[Tensor]
     graphs: list[Callable[[], None]]
+
+
+def stepper(learner: Learner, objective: Objective, rates: Rates) -> Callable[[Tensor, Tensor], None]:
+    """One optimizer step on images and labels, replayed or launched as the learner's way says."""
+    if learner.way.recorded:
+        return Recorder(learner, objective, rates).step
+    return lambda images, labels: step(learner, images, labels, objective, rates)
 
 
 class Recorder:

@@ -18,8 +18,9 @@ from gaeanet.errors import RequestError
 from gaeanet.models.build import build_network
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
-from gaeanet.training import recorded
+from gaeanet.training import acceleration, recorded
 from gaeanet.training.acceleration import choose
+from gaeanet.training.proof import Doubts
 from gaeanet.training.recorded import CannotRecord, Recorder
 from gaeanet.training.step import step
 
@@ -151,17 +152,21 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
         ({"sync_batch_norm": True}, ("cuda", 2), "cannot hold synchronised batch norm"),
     ],
 )
-def test_steps_that_cannot_be_recorded(changes: dict[str, Any], where: tuple[Any, ...], words: str) -> None:
+def test_steps_that_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], where: tuple[Any, ...], words: str
+) -> None:
+    monkeypatch.setattr(acceleration, "doubts", lambda *arguments: Doubts("why not", arguments[-1]))
     values = {**NET, "global_batch_size": BATCH, **changes}
     precision = str(changes.get("precision", "bf16"))
     asked = Hyperparameters(**{**values, "compile": "graphs"})
     network = build_network(asked)
     with pytest.raises(RequestError, match=rf"hyperparameters.compile: graphs {words}: use auto or false$"):
         choose(asked, network, precision, processes(*where))
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: value)
     way = choose(Hyperparameters(**{**values, "compile": "auto"}), network, precision, processes(*where))
     assert not way.recorded
     if where[0] == "cuda":
-        assert way.text == f"steps launched kernel by kernel: a CUDA graph {words}"
+        assert way.text == f"PyTorch's kernels (not our own: why not), launched one by one (a CUDA graph {words})"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -1,5 +1,7 @@
-"""Runs the cases of the GPU kernels: in Triton's interpreter in a process of its own, since Triton reads the variable on
-import, and as they are where there is a GPU."""
+"""Runs the cases of the GPU kernels: in Triton's interpreter and, where there is one, on a GPU.
+
+In a process of its own: Triton reads its variable when it is imported.
+"""
 
 from __future__ import annotations
 
