@@ -1,5 +1,7 @@
-"""Runs the cases of the GPU kernels: in Triton's interpreter in a process of its own, since Triton reads the variable on
-import, and as they are where there is a GPU."""
+"""Runs the cases of the GPU kernels: in Triton's interpreter, and as they are where there is a GPU.
+
+Each in a process of its own: Triton reads the variable that chooses its interpreter when it is imported.
+"""
 
 from __future__ import annotations
 
