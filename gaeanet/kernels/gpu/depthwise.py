@@ -6,6 +6,9 @@ from memory once. Sizes are constants of the kernels, so that a run which spans 
 beyond the map.
 """
 
+# mypy: disable-error-code="assignment,var-annotated"
+# Kernels keep registers in tuples, which grow in loops that the compiler unrolls.
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -263,17 +266,6 @@ def _values(pointers, channels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):  #
 
 
 @triton.jit
-def _added(  # type: ignore[no-untyped-def]
-    total, factor, factors, DISTANCE: tl.constexpr, STEP: tl.constexpr, COUNT: tl.constexpr
-):  # fmt: skip
-    """The total, plus factor * factors[DISTANCE / STEP] where that is one of the COUNT factors."""
-    if DISTANCE >= 0 and DISTANCE % STEP == 0 and DISTANCE < COUNT * STEP:
-        return total + factor * factors[DISTANCE // STEP]
-    else:
-        return total
-
-
-@triton.jit
 def _convolve(  # type: ignore[no-untyped-def]
     x, filters, out, raw, mean, rstd, weight, bias, partials, items,
     CHANNELS: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
@@ -294,6 +286,11 @@ def _convolve(  # type: ignore[no-untyped-def]
     BEFORE: tl.constexpr = PADDING // STRIDE if TRANSPOSED else PADDING
     COLUMNS: tl.constexpr = BEFORE + 1 + ((RUN - 1 + PADDING) // STRIDE if TRANSPOSED else (RUN - 1) * STRIDE + PADDING)
     LAST: tl.constexpr = (RUNS - 1) * RUN // STRIDE if TRANSPOSED else (RUNS - 1) * RUN * STRIDE
+    # Column i of a run is read by the tap at distance SCALE * j + STEP * i + SHIFT of its pixel j, where there is one.
+    SCALE: tl.constexpr = 1 if TRANSPOSED else -STRIDE
+    STEP: tl.constexpr = -STRIDE if TRANSPOSED else 1
+    SHIFT: tl.constexpr = PADDING + STRIDE * BEFORE if TRANSPOSED else 0
+    REACH: tl.constexpr = KERNEL * DILATION
     # Programs that differ in their channels alone run side by side: together they use all that memory sends.
     channels = tl.program_id(0) % SPLIT * BLOCK + tl.arange(0, BLOCK)
     program = tl.program_id(0) // SPLIT
@@ -306,7 +303,7 @@ def _convolve(  # type: ignore[no-untyped-def]
         first = start // STRIDE if TRANSPOSED else start * STRIDE
         outputs = ()
         for _ in tl.static_range(RUN):
-            outputs = outputs + (tl.zeros((ROWS, BLOCK), tl.float32),)  # type: ignore[assignment]
+            outputs = outputs + (tl.zeros((ROWS, BLOCK), tl.float32),)
         for ky in range(KERNEL):  # a loop: all taps at once do not fit into registers
             if TRANSPOSED:
                 scaled = y + PADDING - ky * DILATION
@@ -319,20 +316,18 @@ def _convolve(  # type: ignore[no-untyped-def]
                 inside = (item < items) & (row >= 0) & (row < HEIGHT)
             taps = ()
             for kx in tl.static_range(KERNEL):
-                taps = taps + (_values(filters + (ky * KERNEL + kx) * CHANNELS, channels, CHANNELS, BLOCK),)  # type: ignore[assignment]
+                taps = taps + (_values(filters + (ky * KERNEL + kx) * CHANNELS, channels, CHANNELS, BLOCK),)
             pointers = _pointers(x, (image * HEIGHT + row) * WIDTH + first, channels, CHANNELS)
             for i in tl.static_range(COLUMNS):
                 if i - BEFORE + LAST >= 0 and i - BEFORE < WIDTH:
                     column = _pixels(pointers, first, inside, channels, i - BEFORE, LAST, WIDTH, CHANNELS, BLOCK)
                     updated = ()
                     for j in tl.static_range(RUN):
-                        if TRANSPOSED:
-                            output = _added(
-                                outputs[j], column, taps, j + PADDING - STRIDE * (i - BEFORE), DILATION, KERNEL
-                            )
-                        else:
-                            output = _added(outputs[j], column, taps, i - j * STRIDE, DILATION, KERNEL)
-                        updated = updated + (output,)  # type: ignore[assignment]
+                        output = outputs[j]
+                        if SCALE * j + STEP * i + SHIFT >= 0 and SCALE * j + STEP * i + SHIFT < REACH:
+                            if (SCALE * j + STEP * i + SHIFT) % DILATION == 0:
+                                output += column * taps[(SCALE * j + STEP * i + SHIFT) // DILATION]
+                        updated = updated + (output,)
                     outputs = updated
         pixel = (image * OUT_HEIGHT + y) * OUT_WIDTH + start
         to = _pointers(out, pixel, channels, CHANNELS)
@@ -385,7 +380,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
     programs = tl.num_programs(0) // SPLIT
     sums = ()
     for _ in tl.static_range(KERNEL * KERNEL):
-        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)  # type: ignore[assignment]
+        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
     for tile in range(program, tl.cdiv(items, ROWS), programs):
         item = tile * ROWS + tl.arange(0, ROWS)
         image, y, start = _runs(item, GRAD_HEIGHT, RUNS, RUN)
@@ -393,7 +388,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
         pointers = _pointers(grad, (image * GRAD_HEIGHT + y) * GRAD_WIDTH + start, channels, CHANNELS)
         grads = ()
         for j in tl.static_range(RUN):
-            grads = grads + (_pixels(pointers, start, item < items, channels, j, LAST, GRAD_WIDTH, CHANNELS, BLOCK),)  # type: ignore[assignment]
+            grads = grads + (_pixels(pointers, start, item < items, channels, j, LAST, GRAD_WIDTH, CHANNELS, BLOCK),)
         updated = ()
         for ky in tl.static_range(KERNEL):
             row = y * STRIDE - PADDING + ky * DILATION
@@ -401,7 +396,7 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
             pointers = _pointers(x, (image * HEIGHT + row) * WIDTH + first, channels, CHANNELS)
             taps = ()
             for kx in tl.static_range(KERNEL):
-                taps = taps + (sums[ky * KERNEL + kx],)  # type: ignore[assignment]
+                taps = taps + (sums[ky * KERNEL + kx],)
             for i in tl.static_range(COLUMNS):
                 if i - PADDING + LAST * STRIDE >= 0 and i - PADDING < WIDTH:
                     column = _pixels(
@@ -409,7 +404,12 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     )
                     added = ()
                     for kx in tl.static_range(KERNEL):
-                        added = added + (_added(taps[kx], column, grads, i - kx * DILATION, STRIDE, RUN),)  # type: ignore[assignment]
+                        # Tap kx reads column i for pixel (i - kx * DILATION) / STRIDE, where there is such a pixel.
+                        tap = taps[kx]
+                        if i >= kx * DILATION and i - kx * DILATION < RUN * STRIDE:
+                            if (i - kx * DILATION) % STRIDE == 0:
+                                tap += column * grads[(i - kx * DILATION) // STRIDE]
+                        added = added + (tap,)
                     taps = added
             updated = updated + taps
         sums = updated
