@@ -111,7 +111,7 @@ class Bench:
         self.findings.facts = {
             "device": devices.describe(self.device),
             "precision": self.state.learner.precision,
-            "compilation": self.state.learner.compilation,
+            "compilation": self.state.learner.way.text,
             "workers": self.workers,
         }
         return self.findings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,13 +33,19 @@ class WeightAverage:
         floating = [name for name, value in theirs.items() if value.is_floating_point()]
         counters = [name for name in theirs if name not in set(floating)]
         # state_dict hands out the tensors themselves, which stay the same through training.
-        self._floating = [mine[name] for name in floating], [theirs[name] for name in floating]
-        self._counters = [mine[name] for name in counters], [theirs[name] for name in counters]
+        self.follow(
+            [(mine[name], theirs[name]) for name in floating], [(mine[name], theirs[name]) for name in counters]
+        )
+
+    def follow(self, floating: Sequence[tuple[Tensor, Tensor]], counters: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sets what `update` works on: pairs of a tensor of the average and the network's that it follows."""
+        self._floating = [mine for mine, _ in floating], [theirs for _, theirs in floating]
+        self._counters = counters
 
     @torch.no_grad()
     def update(self, weight: Tensor) -> None:
         """Moves towards the network by `weight`, 1 - decay (0-d float32 on the device); 0 changes nothing."""
         mine, theirs = self._floating
         torch._foreach_lerp_(mine, theirs, [weight] * len(mine))
-        for counter, new in zip(*self._counters):
+        for counter, new in self._counters:
             torch.where(weight > 0, new, counter, out=counter)

@@ -45,7 +45,9 @@ def unit(matrices: Tensor) -> Tensor:
 
 
 def as_matrices(weights: Sequence[Tensor]) -> Tensor:
-    """Weights of one shape (out, in, kh, kw), stacked as (N, out, in * kh * kw)."""
+    """Weights of one shape (out, in, kh, kw), stacked as (N, out, in * kh * kw); a stack stays as it is."""
+    if weights[0].ndim == 3:
+        return weights[0]
     return torch.stack([weight.reshape(len(weight), -1) for weight in weights])
 
 
@@ -68,7 +70,8 @@ class Muon(torch.optim.Optimizer):
     its schedule, and weight decay has no part in it; elsewhere it is part of the gradient, as in `torch.optim.SGD`.
 
     Args:
-        parameters: Groups of parameters, as PyTorch's optimizers take them.
+        parameters: Groups of parameters, as PyTorch's optimizers take them. A parameter (N, rows, columns) is a stack
+            of N matrices, as a flat buffer has it (`optim/flat.py`).
     """
 
     _step_supports_amp_scaling = True
@@ -87,7 +90,7 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if is_matrix(parameter):
+                if parameter.ndim == 3 or is_matrix(parameter):
                     alike[parameter.shape].append(parameter)
                 else:
                     others.append(parameter)
@@ -106,9 +109,14 @@ class Muon(torch.optim.Optimizer):
         weights = as_matrices(matrices)
         lengths = torch.linalg.matrix_norm(weights, keepdim=True)
         turned = unit(unit(weights) - group["lr"] * unit(directions)) * lengths
-        shape = matrices[0].shape
-        torch._foreach_copy_(momenta, [value.view(shape) for value in self._unless_skipped(momentum, before)])
-        torch._foreach_copy_(matrices, [value.view(shape) for value in self._unless_skipped(turned, weights)])
+        self._assign(momenta, self._unless_skipped(momentum, before))
+        self._assign(matrices, self._unless_skipped(turned, weights))
+
+    @staticmethod
+    def _assign(tensors: list[Tensor], values: Tensor) -> None:
+        """Copies matrices (N, rows, columns) to N tensors of one shape, or to the one stack of them."""
+        shape = tensors[0].shape
+        torch._foreach_copy_(tensors, [values] if len(shape) == 3 else [value.view(shape) for value in values])
 
     def _move_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         gradients, momenta = self._gradients_and_momenta(parameters)

@@ -36,9 +36,12 @@ class Rates:
     """
 
     def __init__(self, row: Callable[[int], Row], window: int, device: torch.device) -> None:
-        self._row, self._window, self._device = row, window, device
+        self._row, self._window = row, window
         # The rates of a run on the CPU are float64; on a GPU the optimizer wants float32, and MPS has nothing else.
-        self._dtype = torch.float64 if device.type == "cpu" else torch.float32
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        # These stay the same tensors: a recorded step reads them where they are.
+        self._rows = torch.zeros(window, len(Row._fields), dtype=dtype, device=device)
+        self._first = torch.zeros((), dtype=torch.int64, device=device)
         self.move_to(0)
 
     @classmethod
@@ -49,8 +52,8 @@ class Rates:
     def move_to(self, update: int) -> None:
         """Holds the rows from this update on."""
         rows = [self._row(k) for k in range(update, update + self._window)]
-        self._rows = torch.tensor(rows, dtype=self._dtype).to(self._device, non_blocking=True)
-        self._first = update
+        self._rows.copy_(torch.tensor(rows, dtype=self._rows.dtype), non_blocking=True)
+        self._first.fill_(update)
 
     def at(self, update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Learning rate, drop-path rate and average weight of an update, 0-d each; `update` is 0-d, int64."""

@@ -1,11 +1,8 @@
-"""What depends on the device: precision, compilation, and seeding its random generator."""
+"""What depends on the device: precision, and seeding its random generator."""
 
 from __future__ import annotations
 
-import shutil
-
 import torch
-from torch import nn
 
 from gaeanet.errors import RequestError
 
@@ -39,28 +36,6 @@ def check_sync_batch_norm(device: torch.device) -> None:
         raise RequestError(
             f"hyperparameters.sync_batch_norm: PyTorch has it on GPUs only, this runs on {device.type}: set it to false"
         )
-
-
-def compile_for(requested: str | bool, network: nn.Module, device: torch.device) -> str:
-    """Compiles `network` in place if requested; returns a message on what was done.
-
-    `auto` compiles on GPUs only: on CPUs compiling takes minutes and gains next to nothing.
-
-    Raises:
-        RequestError: `true` was requested and there is no C++ compiler.
-    """
-    if requested is False or (requested == "auto" and device.type != "cuda"):
-        return "not compiled"
-    if requested == "graphs":
-        return "replayed from a CUDA graph"
-    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
-        if requested is True:
-            raise RequestError(
-                "hyperparameters.compile: needs a C++ compiler (g++ or clang++), there is none: use auto or false"
-            )
-        return "not compiled (no C++ compiler)"
-    network.compile()
-    return "compiled (the first steps take minutes)"
 
 
 def seed_draws(seed: int, device: torch.device) -> None:

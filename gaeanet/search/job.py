@@ -32,13 +32,13 @@ from gaeanet.search.findings import Findings
 from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.objective import SearchObjective
 from gaeanet.search.supernet import Mixed, Supernet, recalibrated
+from gaeanet.training.acceleration import NOT_COMPILED, choose
 from gaeanet.training.banner import environment, images, schedule, skipped_steps
 from gaeanet.training.job import Job
 from gaeanet.training.learner import Learner, assemble
 from gaeanet.training.loop import run
 from gaeanet.training.preflight import training_workers
 from gaeanet.training.state import RunState
-from gaeanet.training.step import step
 
 CALIBRATION_BATCHES = 8
 """Training batches from which a discretized supernet's batch-norm statistics are taken."""
@@ -58,7 +58,8 @@ def build_search_learner(hp: Hyperparameters, processes: Processes) -> Learner:
     """A supernet that is ready to learn on this process's device."""
     precision = devices.precision_for(hp.precision, processes.device)
     supernet = build_supernet(hp).to(processes.device).to(memory_format=torch.channels_last)
-    return assemble(supernet, [Group(list(supernet.named_parameters()))], hp, processes, precision)
+    way = NOT_COMPILED if hp.compile is True else choose(hp, supernet, precision, processes)
+    return assemble(supernet, [Group(list(supernet.named_parameters()))], hp, processes, precision, way)
 
 
 def search(experiment: Experiment, source: Source, context: LocalContext) -> None:
@@ -125,13 +126,13 @@ class Searching(Job):
             self._architecture_batches = iter(errors.watch(stream))
         return errors.watch(self.stream(self.source, hp.seed, done, workers=workers[0]))
 
-    def step(self, batch: Batch, rates: Rates) -> None:
+    def step(self, batch: Batch, rates: Rates) -> list[str]:
         objective = self._objective
         objective.moves, objective.rate_scale = batch.epoch >= self.warmup, self.state.rate_scale
         if objective.moves and self.others is not None:
             other = next(self._architecture_batches)
             objective.others = other.images, other.labels
-        step(self.state.learner, batch.images, batch.labels, objective, rates)
+        return self.advance(batch, objective, rates)
 
     def end_epoch(self, context: LocalContext) -> list[str]:
         """Discretizes the architecture and writes the genotype; returns a message about it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,16 +40,29 @@ class SearchObjective:
         self._graph: Mixture = ()
         self._before: list[Tensor] = []
 
-    def begin(self, learner: Learner, images: Tensor) -> Tensor | None:
-        """The architecture's step on `others`, and the mixture under which the weights learn."""
+    @property
+    def fixed(self) -> tuple[bool, float]:
+        """Whether the architecture moves, and how fast."""
+        return self.moves, self.rate_scale
+
+    def draw(self, learner: Learner, images: Tensor) -> Examples | tuple[()]:
+        """The examples for the architecture's step, on the device."""
+        if not self.moves or self.others is None:
+            return ()
+        others, labels = (tensor.to(learner.device, non_blocking=True) for tensor in self.others)
+        return others, labels
+
+    def begin(self, learner: Learner, drawn: tuple[Tensor, ...]) -> Tensor | None:
+        """The architecture's step on what was drawn, and the mixture under which the weights learn."""
         mixture, finite = self.architecture.mixture(), None
-        if self.moves and self.others is None:
+        if self.moves and not drawn:
             # The graph from parameters to mixture is used once, but each micro-batch frees its own graph.
             self._graph = mixture
             self._mixture = [part.detach().requires_grad_(part.requires_grad) for part in mixture]
             return None
-        if self.moves and self.others is not None:
-            gradients = self._gradients(learner, self.others)
+        if drawn:
+            others, labels = drawn
+            gradients = self._gradients(learner, (others, labels))
             finite = all_finite(gradients)
             _lower_scale(learner, finite)
             self._before = self.architecture.snapshot()
@@ -62,9 +75,16 @@ class SearchObjective:
         """Images and labels of a micro-batch on the device."""
         return to_device(learner, images[micro], labels[micro])
 
-    def loss(self, learner: Learner, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+    def loss(self, learner: Learner, examples: tuple[Tensor, ...], sums: Tensor) -> Tensor:
         """The sum of losses of the supernet under the mixture."""
+        images, labels = examples
         return self._loss(learner, learner.forward, self._mixture, images, labels, sums)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Copies the architecture; returns a function that restores it."""
+        before = self.architecture.snapshot()
+        never = torch.zeros((), dtype=torch.bool)
+        return lambda: self.architecture.restore_unless(never, before)
 
     def end(self, learner: Learner, finite: Tensor) -> Tensor:
         """Updates the architecture where one pass gave both gradients; undoes its update where the step is skipped."""

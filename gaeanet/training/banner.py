@@ -45,7 +45,7 @@ def environment(state: RunState, context: LocalContext, workers: int) -> str:
     """Versions, device, precision, compilation and number of workers."""
     return (
         f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(context.processes.device)}, "
-        f"{state.learner.precision}, {state.learner.compilation}, "
+        f"{state.learner.precision}, {state.learner.way.text}, "
         f"{workers} worker{'s' * (workers != 1)} for training images"
     )
 

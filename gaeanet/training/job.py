@@ -20,7 +20,10 @@ from gaeanet.optim.ema import decay_at
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
 from gaeanet.runtime.processes import Processes
+from gaeanet.training.acceleration import Way
+from gaeanet.training.recorded import CannotRecord, Recorder
 from gaeanet.training.state import RunState
+from gaeanet.training.step import Objective, step
 
 
 class Job(ABC):
@@ -37,6 +40,7 @@ class Job(ABC):
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         self.experiment, self.source, self.processes = experiment, source, processes
         self.steps = steps_per_epoch(len(source.catalog.train), experiment.hyperparameters.global_batch_size)
+        self._recorder: Recorder | None = None
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -62,8 +66,26 @@ class Job(ABC):
         """Messages before the first step."""
 
     @abstractmethod
-    def step(self, batch: Batch, rates: Rates) -> None:
-        """One step on this process's shard of a global batch."""
+    def step(self, batch: Batch, rates: Rates) -> list[str]:
+        """One step on this process's shard of a global batch; returns messages about it."""
+
+    def advance(self, batch: Batch, objective: Objective, rates: Rates) -> list[str]:
+        """A step of the learner, replayed where its steps are recorded; returns a message where they cannot be."""
+        learner, messages = self.state.learner, []
+        if learner.way.recorded:
+            self._recorder = self._recorder or Recorder(learner, objective, rates)
+            try:
+                self._recorder.step(batch.images, batch.labels)
+                return []
+            except CannotRecord as error:
+                learner.way = Way(f"steps launched kernel by kernel: {error}")
+                messages = [f"{learner.way.text} (from here on; results are the same, steps take longer)"]
+        step(learner, batch.images, batch.labels, objective, rates)
+        return messages
+
+    def rewound(self) -> None:
+        """After a checkpoint was loaded: recorded steps would work on what was there before."""
+        self._recorder = None
 
     def start(self) -> list[str]:
         """Initialises the weights of a run that has no checkpoint; returns messages about it."""

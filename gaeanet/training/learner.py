@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,8 @@ from gaeanet.optim.muon import Muon
 from gaeanet.runtime import devices
 from gaeanet.runtime.host import keep_freed_memory
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.cuda_graph import Graphed, check_capturable
+from gaeanet.training.acceleration import NOT_COMPILED, Way, choose
+from gaeanet.training.buffers import Buffers
 
 Tensors = dict[str, dict[str, Tensor]]
 """Groups of named tensors, as a checkpoint keeps them."""
@@ -34,14 +35,15 @@ class Learner:
 
     Attributes:
         network: The network in training; checkpoints and validations use it.
-        forward: What computes its outputs in training: the network, or its DDP or CUDA-graph wrapper.
-        learning: The parameters that learn, by name, in the optimizer's order.
+        forward: What computes its outputs in training: the network, or its DDP wrapper.
+        momenta: The optimizer's, by the names of the network's parameters; none where it has no momentum.
         average: The network's moving average; None where there is none.
         precision: fp32, bf16 or fp16.
-        compilation: How it is compiled or accelerated, as text.
+        way: How its steps are computed.
         max_norm: Largest norm of the gradient (L2, all parameters); beyond it the gradient is clipped.
         loss_scale: Factor that makes a sum of losses this process's contribution to their mean over the global batch.
         micro_batch: Most images of a micro-batch; None for all.
+        buffers: The flat buffers that hold all of this on a GPU; None elsewhere.
         batches: Global batches processed.
         counts: Optimizer steps made; steps skipped for a gradient that was not finite, in all and in a row (int64).
         meter: Sums since the last training line, of this process.
@@ -50,15 +52,16 @@ class Learner:
     network: nn.Module
     forward: nn.Module
     optimizer: torch.optim.Optimizer
-    learning: Mapping[str, nn.Parameter]
+    momenta: Mapping[str, Tensor]
     average: WeightAverage | None
     frozen: Sequence[nn.Module]
     processes: Processes
     precision: str
-    compilation: str
+    way: Way
     max_norm: float
     loss_scale: float
     micro_batch: int | None
+    buffers: Buffers | None = None
 
     def __post_init__(self) -> None:
         self.device = self.processes.device
@@ -69,6 +72,10 @@ class Learner:
         self.meter = Meter(self.device)
         self._statistics = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         # Drop-path's rate is a buffer too, but none that a checkpoint keeps; the schedule sets it each step.
+        self._updated = list(self.network.parameters())
+        if self.buffers:
+            self._statistics = list(self.buffers.statistics)
+            self._updated = [parameter for group in self.buffers.parameters for parameter in group]
         self._before = [buffer.clone() for buffer in self._statistics]
 
     @property
@@ -98,17 +105,32 @@ class Learner:
         if isinstance(self.network, CellNetwork):
             self.network.drop_path_rate.copy_(drop_path_rate)
         torch._foreach_copy_(self._before, self._statistics)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
 
     def training_mode(self) -> None:
         """Sets training mode; batch norms of frozen parts keep their statistics."""
         self.network.train()
         evaluation_mode(self.frozen)
 
+    def exchange_gradients(self) -> None:
+        """Adds up the gradients of all processes; DistributedDataParallel has done so in the backward pass."""
+        self.gather_gradients()
+        self.add_up_gradients()
+
+    def gather_gradients(self) -> None:
+        """Copies the gradients into their flat buffer, where there is one."""
+        if self.buffers:
+            self.buffers.gather_gradients()
+
+    def add_up_gradients(self) -> None:
+        """Adds up the flat buffers of all processes, where there are such."""
+        if self.buffers:
+            self.processes.sum(self.buffers.gradients)
+
     def clip_gradients(self) -> Tensor:
         """Clips the gradient; returns whether its norm is a number (0-d bool)."""
         self.scaler.unscale_(self.optimizer)  # a scaled gradient would be clipped thousands of times too hard
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_norm)
         finite: Tensor = norm < torch.inf
         return finite
 
@@ -133,7 +155,6 @@ class Learner:
     @torch.no_grad()
     def count(self, finite: Tensor, sums: Tensor) -> None:
         """Adds a step to the counters, and its loss and accuracy to the meter."""
-        self.batches += 1
         good = finite.long()
         self.counts += torch.stack([good, 1 - good, torch.ones_like(good)])
         self.counts[2] *= 1 - good
@@ -149,14 +170,9 @@ class Learner:
 
         Momenta of a run that has made no step are left out: they are zero.
         """
-        momenta = {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
-            for name, parameter in self.learning.items()
-            if "momentum_buffer" in self.optimizer.state[parameter]
-        }
         tensors: Tensors = {
             weights: self.network.state_dict(),
-            "optimizer": momenta if self.updates else {},
+            "optimizer": dict(self.momenta) if self.updates else {},
             "meter": {"sums": self.processes.sum(self.meter.sums.clone())},
         }
         return {**tensors, **({"ema": self.average.network.state_dict()} if self.average else {})}
@@ -165,17 +181,29 @@ class Learner:
     def load(self, tensors: Tensors, weights: str = "model") -> None:
         """Loads what `tensors` gave; raises KeyError or RuntimeError where it is another network's."""
         self.network.load_state_dict(tensors[weights])
-        for name, parameter in self.learning.items():
-            momentum = self.optimizer.state[parameter].get("momentum_buffer")
-            if momentum is not None:
-                # In the weight's own memory format, which the file does not keep and SGD's fused step needs.
-                momentum.copy_(tensors["optimizer"].get(name, torch.zeros(())))
+        for name, momentum in self.momenta.items():
+            # In the weight's own memory format, which the file does not keep and SGD's fused step needs.
+            momentum.copy_(tensors["optimizer"].get(name, torch.zeros(())))
         if self.average:
             self.average.network.load_state_dict(tensors["ema"])
         if self.processes.is_first:
             self.meter.sums.copy_(tensors["meter"]["sums"])
         else:
             self.meter.reset()
+
+    @torch.no_grad()
+    def snapshot(self) -> Callable[[], None]:
+        """Copies all that a step changes, except `batches`; returns a function that restores it."""
+        networks = [*self.networks.values()]
+        tensors = [self.counts, self.meter.sums, *self.momenta.values()]
+        tensors += [tensor.detach() for network in networks for tensor in (*network.parameters(), *network.buffers())]
+        copies = [tensor.clone() for tensor in tensors]
+
+        def restore() -> None:
+            for tensor, copy in zip(tensors, copies):
+                tensor.copy_(copy)
+
+        return restore
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
         """Loads a state dict as the initial weights, and as the average's."""
@@ -184,8 +212,11 @@ class Learner:
             self.average.network.load_state_dict(weights)
 
 
-def build_learner(hp: Hyperparameters, processes: Processes) -> Learner:
+def build_learner(hp: Hyperparameters, processes: Processes, *, flat: bool | None = None) -> Learner:
     """The network that the hyperparameters describe, ready to learn on this process's device.
+
+    Args:
+        flat: Whether it has flat buffers; by default on a GPU.
 
     Raises:
         RequestError: Precision, compilation or synchronised batch norm is not available here.
@@ -197,14 +228,9 @@ def build_learner(hp: Hyperparameters, processes: Processes) -> Learner:
         devices.check_sync_batch_norm(device)
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     frozen = freeze(network, hp.freeze)
-    average = WeightAverage(network) if hp.ema_decay > 0 else None
-    compilation = devices.compile_for(hp.compile, network, device)
-    learner = assemble(network, learning_groups(network, hp), hp, processes, precision, compilation, frozen, average)
-    if hp.compile == "graphs":
-        check_capturable(hp, processes)
-        learner.training_mode()
-        learner.forward = Graphed(network, hp.global_batch_size, hp.training_sizes[0], learner.dtype)
-    return learner
+    way = choose(hp, network, precision, processes)
+    groups, averaged = learning_groups(network, hp), hp.ema_decay > 0
+    return assemble(network, groups, hp, processes, precision, way, frozen, averaged=averaged, flat=flat)
 
 
 def assemble(
@@ -213,56 +239,79 @@ def assemble(
     hp: Hyperparameters,
     processes: Processes,
     precision: str,
-    compilation: str = "not compiled",
+    way: Way = NOT_COMPILED,
     frozen: Sequence[nn.Module] = (),
-    average: WeightAverage | None = None,
+    *,
+    averaged: bool = False,
+    flat: bool | None = None,
 ) -> Learner:
-    """A learner of a network that is on its device (and compiled, if asked for), with the fastest kernels available."""
+    """A learner of a network that is on its device (and compiled, if asked for), with the fastest kernels available.
+
+    Args:
+        averaged: Whether it has a moving average.
+        flat: Whether it has flat buffers; by default on a GPU.
+    """
     device = processes.device
     if device.type == "cpu":
         keep_freed_memory()
-        if precision == "fp32" and compilation == "not compiled":
-            compilation = accelerate(network)
+        if precision == "fp32" and way == NOT_COMPILED:
+            way = Way(accelerate(network))
+    if flat is None:
+        flat = device.type == "cuda"
+    if flat:
+        processes.broadcast([*network.parameters(), *network.buffers()])
+    average = WeightAverage(network) if averaged else None
+    buffers = Buffers(network, groups, average, stacked=hp.optimizer == "muon") if flat else None
     forward = network
-    if processes.world_size > 1:
+    if processes.world_size > 1 and not flat:
         # Before each forward the first process's batch-norm statistics replace the others'.
-        ids = [device] if device.type == "cuda" else None
-        forward = DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+        forward = DistributedDataParallel(network, gradient_as_bucket_view=True)
+    optimizer = build_optimizer(groups, hp, buffers)
     return Learner(
         network=network,
         forward=forward,
-        optimizer=build_optimizer(groups, hp),
-        learning={name: parameter for group in groups for name, parameter in group.parameters},
+        optimizer=optimizer,
+        momenta=make_momenta(optimizer, groups, buffers) if hp.momentum else {},
         average=average,
         frozen=frozen,
         processes=processes,
         precision=precision,
-        compilation=compilation,
+        way=way,
         max_norm=hp.clip_gradients_l2_norm or torch.inf,
-        # DistributedDataParallel averages over processes, whatever their shards; this makes it the mean over images.
-        loss_scale=processes.world_size / hp.global_batch_size,
+        # A sum over the global batch becomes its mean. DistributedDataParallel averages over processes, whatever their
+        # shards; flat buffers are added up.
+        loss_scale=(1 if buffers else processes.world_size) / hp.global_batch_size,
         micro_batch=hp.max_batch_per_slot,
+        buffers=buffers,
     )
 
 
-def build_optimizer(groups: Sequence[Group], hp: Hyperparameters) -> torch.optim.Optimizer:
-    """SGD or Muon over the groups, with momenta of zero; its steps can be skipped on the device (`found_inf`)."""
+def build_optimizer(
+    groups: Sequence[Group], hp: Hyperparameters, buffers: Buffers | None = None
+) -> torch.optim.Optimizer:
+    """SGD or Muon over the groups, or over their flat buffers; its steps can be skipped on the device (`found_inf`)."""
+    own = [[parameter for _, parameter in group.parameters] for group in groups]
     rated = [
-        {
-            "params": [parameter for _, parameter in group.parameters],
-            "factor": group.factor,
-            "weight_decay": hp.weight_decay if group.decays else 0.0,
-        }
-        for group in groups
+        {"params": parameters, "factor": group.factor, "weight_decay": hp.weight_decay if group.decays else 0.0}
+        for group, parameters in zip(groups, buffers.parameters if buffers else own)
     ]
-    optimizer: torch.optim.Optimizer
     if hp.optimizer == "muon":
-        optimizer = Muon(rated, lr=hp.learning_rate, momentum=hp.momentum)
-    else:
-        optimizer = torch.optim.SGD(rated, lr=hp.learning_rate, momentum=hp.momentum, fused=True)
-    if hp.momentum:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                # SGD would make them in its first step, from its gradient, be it finite or not.
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+        return Muon(rated, lr=hp.learning_rate, momentum=hp.momentum)
+    return torch.optim.SGD(rated, lr=hp.learning_rate, momentum=hp.momentum, fused=True)
+
+
+def make_momenta(
+    optimizer: torch.optim.Optimizer, groups: Sequence[Group], buffers: Buffers | None
+) -> dict[str, Tensor]:
+    """Gives an optimizer momenta of zero: SGD would make them in its first step, from its gradient, finite or not.
+
+    Returns:
+        The momenta by the parameters' names.
+    """
+    if buffers:
+        return buffers.momenta(optimizer)
+    momenta = {name: torch.zeros_like(parameter) for group in groups for name, parameter in group.parameters}
+    for group in groups:
+        for name, parameter in group.parameters:
+            optimizer.state[parameter]["momentum_buffer"] = momenta[name]
+    return momenta

@@ -115,14 +115,14 @@ class _Loop:
         self._validate_if_due()  # the run may have been stopped between an epoch's last step and its validation
         for batch in self._awaited(job.batches(self.read_errors)):
             devices.seed_draws(self._seed(batch), processes.device)
-            job.step(batch, self.rates)
+            messages = job.step(batch, self.rates)
 
             asked = self.stop.received is not None or self.context.asked_to_stop()
             stop, diverged = processes.any_of(asked, self._has_diverged())
             if diverged:
                 return self._diverged(batch)
             epochs, rest = divmod(state.batches, steps)
-            messages = job.end_epoch(self.context) if not rest else []
+            messages += job.end_epoch(self.context) if not rest else []
             if state.batches % self.report_every == 0 or not rest:
                 self._report()
             for message in messages:
@@ -281,6 +281,7 @@ class _Loop:
         if last is None:
             raise RunError(f"{self.context.run_dir}: diverged, and no checkpoint is intact to go back to")
         state.load(*last)
+        self.job.rewound()
         state.rate_scale = scale
         self.readback.forget()
         self.context.begin(self.experiment, state.batches)

@@ -48,17 +48,25 @@ class Mix:
         """An image's own label and its partner's, int64 (N, 2), from labels (N,) and that of `follower` (1,)."""
         return torch.stack([labels, torch.cat([labels[1:], follower])], 1)
 
-    def loss(self, against: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
-        """The loss against mixed labels (N, 2), given the loss against labels (N,).
+    @property
+    def weights(self) -> Tensor:
+        """The weights of an image's own label and its partner's, float32 (2,)."""
+        return torch.tensor([self.lam, 1.0 - self.lam])
 
-        Cross-entropy, smoothed or not, is linear in its target: this is the cross-entropy against the mixed targets.
-        """
-        own, partners = labels.unbind(1)
-        return self.lam * against(own) + (1.0 - self.lam) * against(partners)
 
-    def larger(self, labels: Tensor) -> Tensor:
-        """The labels of greater weight, (N,), of mixed labels (N, 2)."""
-        return labels[:, 0 if self.lam >= 0.5 else 1]
+def mixed_loss(against: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor) -> Tensor:
+    """The loss against mixed labels (N, 2) of weights (2,), given the loss against labels (N,).
+
+    Cross-entropy, smoothed or not, is linear in its target: this is the cross-entropy against the mixed targets.
+    """
+    own, partners = labels.unbind(1)
+    return weights[0] * against(own) + weights[1] * against(partners)
+
+
+def larger(labels: Tensor, weights: Tensor) -> Tensor:
+    """The labels of greater weight, (N,), of mixed labels (N, 2)."""
+    own, partners = labels.unbind(1)
+    return torch.where(weights[0] >= weights[1], own, partners)
 
 
 class Mixing:

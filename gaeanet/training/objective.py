@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from gaeanet.data.images.transforms import normalize
 from gaeanet.data.sources.order import mix_seed
 from gaeanet.evaluation.meter import Meter
 from gaeanet.training.learner import Learner
-from gaeanet.training.mixing import Mix, Mixing
+from gaeanet.training.mixing import Mix, Mixing, larger, mixed_loss
 
 
 def to_device(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,23 +29,32 @@ class Classification:
         self._mixing = Mixing(hp)
         self._mix: Mix | None = None
 
-    def begin(self, learner: Learner, images: Tensor) -> None:
+    @property
+    def fixed(self) -> None:
+        """Nothing but tensors changes from step to step."""
+
+    def draw(self, learner: Learner, images: Tensor) -> tuple[()]:
         """Draws how this step mixes its images: the same on all processes."""
         height, width = images.shape[2:]
         self._mix = self._mixing.draw(mix_seed(self._seed, learner.batches), height, width)
+        return ()
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, micro: slice) -> tuple[Tensor, Tensor]:
-        """Images, and labels int64 (N,); where images are mixed, the label of each and of its partner, (N, 2)."""
+    def examples(self, learner: Learner, images: Tensor, labels: Tensor, micro: slice) -> tuple[Tensor, ...]:
+        """Images, and labels int64 (N,); of mixed images those of each and its partner, (N, 2), and their weights."""
         mine, own = to_device(learner, images[micro], labels[micro])
         if self._mix is None:
             return mine, own
         after = micro.stop % len(labels)
         follower, its_label = to_device(learner, images[after : after + 1], labels[after : after + 1])
-        return self._mix.images(mine, follower), self._mix.labels(own, its_label)
+        weights = self._mix.weights.to(learner.device, non_blocking=True)
+        return self._mix.images(mine, follower), self._mix.labels(own, its_label), weights
 
-    def loss(self, learner: Learner, images: Tensor, labels: Tensor, sums: Tensor) -> Tensor:
+    def begin(self, learner: Learner, drawn: tuple[Tensor, ...]) -> None:
+        """Nothing but the weights moves."""
+
+    def loss(self, learner: Learner, examples: tuple[Tensor, ...], sums: Tensor) -> Tensor:
         """The sum of losses, the tower's included; a mixed image counts as right with its larger label."""
-        mix = self._mix
+        images, labels, *weights = examples
         with learner.autocast():
             outputs = learner.forward(images)
         logits, *tower = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -52,13 +63,17 @@ class Classification:
             def against(labels: Tensor) -> Tensor:
                 return F.cross_entropy(logits.float(), labels, label_smoothing=self._smoothing, reduction="sum")
 
-            return mix.loss(against, labels) if mix else against(labels)
+            return mixed_loss(against, labels, *weights) if weights else against(labels)
 
         loss = smoothed(logits)
-        sums += Meter.sums_of(logits.detach(), mix.larger(labels) if mix else labels, loss.detach()).to(sums)
+        sums += Meter.sums_of(logits.detach(), larger(labels, *weights) if weights else labels, loss.detach()).to(sums)
         for auxiliary in tower:
             loss = loss + self._tower_weight * smoothed(auxiliary)
         return loss
+
+    def snapshot(self) -> Callable[[], None]:
+        """A step changes nothing of it."""
+        return lambda: None
 
     def end(self, learner: Learner, finite: Tensor) -> Tensor:
         """Nothing but the weights moves."""

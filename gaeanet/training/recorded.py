@@ -1,73 +1,156 @@
-"""CUDA graphs: a network's forward and backward pass on one shape of images, captured once and replayed each step."""
+"""Steps that a GPU replays: the kernels of one step, recorded as a CUDA graph and launched as one.
+
+PyTorch launches a step of a network of cells as thousands of kernels of some microseconds each, one by one, and a fast
+GPU waits for the next of them most of the time. A CUDA graph launches all of them at once: forward, backward, clipping,
+update, average and counters. Everything that changes from step to step is in tensors that stay where they are: images
+and labels are copied to them, rates, weights and statistics are read and written in place, and random draws follow the
+generator. So a replayed step does what a launched one does.
+
+Several processes add up their gradients between two graphs, so that neither holds a collective.
+"""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gaeanet.config.experiment import Hyperparameters
-from gaeanet.errors import RequestError
-from gaeanet.runtime.processes import Processes
+from gaeanet.errors import reason
+from gaeanet.optim.rates import Rates
+from gaeanet.training.learner import Learner
+from gaeanet.training.step import Examples, Objective, backward, examples_of, update
 
+WARM_UP = 2
+"""Steps before a recording: kernels are compiled, libraries loaded and workspaces allocated in the first."""
 
-def check_capturable(hp: Hyperparameters, processes: Processes) -> None:
-    """Raises `RequestError` where a run's steps cannot be replayed: all must have one shape and run on one GPU."""
-    first, last = hp.training_sizes
-    reason = None
-    if processes.device.type != "cuda":
-        reason = f"is for GPUs, this runs on {processes.device.type}"
-    elif processes.world_size > 1:
-        reason = f"is for one process, these are {processes.world_size}"
-    elif hp.parts(hp.global_batch_size) > 1:
-        reason = f"needs one micro-batch a step, max_batch_per_slot is {hp.max_batch_per_slot}"
-    elif first != last:
-        reason = f"is for images of one size, these grow from {first} to {last}"
-    if reason:
-        raise RequestError(f"hyperparameters.compile: graphs {reason}: use auto or false")
+IN_FLIGHT = 2
+"""Most steps that the host is ahead of the GPU: enough that it never waits, few enough that it stops when asked to."""
 
 
-class Graphed(nn.Module):
-    """A network in training that replays a CUDA graph for images (batch, 3, size, size), and runs eagerly for others.
+class CannotRecord(Exception):
+    """A step could not be recorded; the message gives the reason."""
 
-    PyTorch launches a network of cells as thousands of kernels of some microseconds each; with batches of dozens of
-    images a fast GPU waits for the next launch most of the time. A CUDA graph launches all of them at once. Drop-path's
-    rate, weights and batch-norm statistics are read and written where they are, and random draws follow the generator,
-    so that a step does what it would do without; only its outputs are written over by the next one.
 
-    Args:
-        network: On its GPU, each of its modules in the mode (training or evaluation) that it is to train in.
-        batch, size: Images in a batch, and their side in pixels.
-        dtype: What it computes in.
+@dataclass
+class _Recording:
+    """A step for batches of one shape.
+
+    Attributes:
+        inputs: What the graphs read: tensors to fill before a replay.
+        graphs: The parts of the step; gradients are added up between the first and the second.
     """
 
-    def __init__(self, network: nn.Module, batch: int, size: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        self._network = network
-        device = next(network.parameters()).device
-        sample = torch.zeros(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-        self._shape = sample.shape
-        statistics = [(buffer, buffer.clone()) for buffer in network.buffers()]
-        precision = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32, cache_enabled=False)
-        draws = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with precision, draws, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another stream and its first use: capture is both
-            self._replayed = torch.cuda.make_graphed_callables(_Passes(network), (sample,), allow_unused_input=True)
-        for buffer, before in statistics:  # capture runs the network some times
-            buffer.copy_(before)
-
-    def forward(self, images: Tensor) -> Any:
-        return self._replayed(images) if images.shape == self._shape else self._network(images)
+    inputs: list[Tensor]
+    graphs: list[Callable[[], None]]
 
 
-class _Passes(nn.Module):
-    """A wrapper whose `forward` capture may replace, so that the network's stays as it is."""
+class Recorder:
+    """Replays the steps of a learner; the first of each shape is recorded.
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    A recording launches each kernel on the memory that it had when it was made: whoever replaces the tensors of the
+    learner or the objective, instead of writing to them, must call `forget`.
 
-    def forward(self, images: Tensor) -> Any:
-        return self.network(images)
+    Args:
+        rates: The rates of all steps.
+    """
+
+    def __init__(self, learner: Learner, objective: Objective, rates: Rates) -> None:
+        self._learner, self._objective, self._rates = learner, objective, rates
+        self._recordings: dict[object, _Recording] = {}
+        self._pool: Any = None
+        self._in_flight: list[torch.cuda.Event] = []
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One optimizer step, as `step.step` makes it.
+
+        Raises:
+            CannotRecord: The step could not be recorded; nothing has changed.
+        """
+        learner, objective = self._learner, self._objective
+        drawn = objective.draw(learner, images)
+        examples = [micro_batch for micro_batch, _ in examples_of(learner, images, labels, objective)]
+        given = [*drawn, *(tensor for micro_batch in examples for tensor in micro_batch)]
+        key = (objective.fixed, *((tensor.shape, tensor.dtype) for tensor in given))
+        if key not in self._recordings:
+            self._recordings[key] = self._record(drawn, examples)
+        recording = self._recordings[key]
+        for tensor, value in zip(recording.inputs, given):
+            tensor.copy_(value)
+        first, *rest = recording.graphs
+        first()
+        for graph in rest:
+            learner.add_up_gradients()
+            graph()
+        learner.batches += 1
+        self._wait()
+
+    def forget(self) -> None:
+        """Drops all recordings."""
+        self._recordings.clear()
+
+    def _wait(self) -> None:
+        """Waits until no more than `IN_FLIGHT` steps are under way."""
+        event = torch.cuda.Event(blocking=True)
+        event.record()
+        self._in_flight.append(event)
+        if len(self._in_flight) > IN_FLIGHT:
+            self._in_flight.pop(0).synchronize()
+
+    def _record(self, drawn: Examples, examples: list[Examples]) -> _Recording:
+        learner, objective, rates = self._learner, self._objective, self._rates
+        drawn = tuple(tensor.clone() for tensor in drawn)
+        examples = [tuple(tensor.clone() for tensor in micro_batch) for micro_batch in examples]
+        numbered = [(micro_batch, k == len(examples)) for k, micro_batch in enumerate(examples, 1)]
+        results: list[tuple[Tensor | None, Tensor]] = []
+
+        def gradients() -> None:
+            results[:] = [backward(learner, drawn, numbered, objective, rates)]
+            learner.gather_gradients()
+
+        def moves() -> None:
+            update(learner, *results[0], objective, rates)
+
+        def whole() -> None:
+            gradients()
+            moves()
+
+        restorers = learner.snapshot(), objective.snapshot()
+        try:
+            with torch.random.fork_rng([learner.device]), beside():
+                for _ in range(WARM_UP):
+                    gradients()
+                    learner.add_up_gradients()
+                    moves()
+            learner.network.zero_grad(set_to_none=True)  # their memory is not the graph's
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            parts = [whole] if learner.processes.world_size == 1 else [gradients, moves]
+            graphs = [record(part, self._pool) for part in parts]
+        except RuntimeError as error:  # out of memory, too
+            raise CannotRecord(reason(error)) from error
+        finally:
+            for restore in restorers:
+                restore()
+        return _Recording([*drawn, *(tensor for micro_batch in examples for tensor in micro_batch)], graphs)
+
+
+@contextmanager
+def beside() -> Iterator[None]:
+    """On a stream beside the current one, as PyTorch wants it before a recording; each waits for the other."""
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        yield
+    before.wait_stream(stream)
+
+
+def record(work: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """Records the kernels that `work` launches, without running them; returns what replays them."""
+    graph = torch.cuda.CUDAGraph()
+    # Of this thread alone: loaders pin memory in another one, which a recording would forbid.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        work()
+    return graph.replay

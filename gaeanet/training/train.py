@@ -18,7 +18,6 @@ from gaeanet.training.learner import build_learner
 from gaeanet.training.loop import run
 from gaeanet.training.objective import Classification
 from gaeanet.training.state import RunState
-from gaeanet.training.step import step
 
 
 def train(experiment: Experiment, source: Source, context: LocalContext) -> None:
@@ -48,8 +47,8 @@ class Training(Job):
     def plan(self, context: LocalContext) -> list[str]:
         return plan(self.experiment, self.source, context, self.state, self.steps)
 
-    def step(self, batch: Batch, rates: Rates) -> None:
-        step(self.state.learner, batch.images, batch.labels, self._objective, rates)
+    def step(self, batch: Batch, rates: Rates) -> list[str]:
+        return self.advance(batch, self._objective, rates)
 
     def columns(self, row: Row) -> dict[str, Any]:
         return {"drop_path_rate": row.drop_path_rate}

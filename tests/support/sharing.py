@@ -1,4 +1,4 @@
-"""What test_distributed.py runs in each of several processes: gradients of a step, counts of a validation."""
+"""What test_distributed.py runs in each of several processes: gradients and steps, counts of a validation."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def main(config: str, data: str, out: str) -> None:
     state.step(batch.images, batch.labels, 0.0, 0.0)
     gradients = {name: p.grad for name, p in state.network.named_parameters()}
 
+    flat = Trainee(experiment, source, processes, flat=True)
+    keep_norms_in_evaluation(flat.network)
+    for _ in range(2):
+        flat.step(batch.images, batch.labels, 0.05, 0.0)
+    weights = {f"flat {name}": p.detach().clone() for name, p in flat.network.named_parameters()}
+
     trained = Trainee(experiment, source, processes)
     for k, batch in enumerate(batches):
         if k == 2:
@@ -59,5 +65,5 @@ def main(config: str, data: str, out: str) -> None:
         json.dumps({"totals": totals, "statistics": digest.hexdigest()})
     )
     if processes.is_first:
-        torch.save(gradients, Path(out, f"{processes.world_size}.pt"))
+        torch.save(gradients | weights, Path(out, f"{processes.world_size}.pt"))
     processes.leave()

@@ -22,9 +22,16 @@ from gaeanet.training.step import step
 class Trainee:
     """A network of an experiment and its objective."""
 
-    def __init__(self, experiment: Experiment, source: Source | None = None, processes: Any = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        source: Source | None = None,
+        processes: Any = None,
+        *,
+        flat: bool | None = None,
+    ) -> None:
         hp = self._hp = experiment.hyperparameters
-        self.learner = build_learner(hp, processes or Processes())
+        self.learner = build_learner(hp, processes or Processes(), flat=flat)
         self.state = RunState(experiment, source or SyntheticSource(3, 10, 32, 0), self.learner)
         self.objective = Classification(hp)
         self.network = self.learner.network

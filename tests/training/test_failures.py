@@ -35,9 +35,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     def poison(batches: set[int], until_rate_scale: float = 0.0) -> None:
         loss, step, scale = Classification.loss, Training.step, [1.0]
 
-        def noted(job: Training, *arguments: Any) -> None:
+        def noted(job: Training, *arguments: Any) -> list[str]:
             scale[0] = job.state.rate_scale
-            step(job, *arguments)
+            return step(job, *arguments)
 
         def bad(self: Classification, learner: Learner, *arguments: Any) -> torch.Tensor:
             value = loss(self, learner, *arguments)

@@ -19,7 +19,8 @@ from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.source import Source
 from gaeanet.models.network import Cell
 from gaeanet.runs.local import LocalContext
-from gaeanet.training import train as train_module
+from gaeanet.training import job as job_module
+from gaeanet.training.train import train
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -128,7 +129,7 @@ def test_generated_images_can_be_learnt_and_shuffled_labels_cannot(experiment_fi
     source = open_source(experiment)
     accuracies = {}
     for name, images in (("true", source), ("shuffled", _Shuffled(source))):
-        train_module.train(experiment, images, LocalContext(tmp_path / name))  # type: ignore[arg-type]
+        train(experiment, images, LocalContext(tmp_path / name))  # type: ignore[arg-type]
         accuracies[name] = read_log(tmp_path / name, "validation")[-1]["top1_accuracy"]
     assert accuracies["true"] > 60
     assert accuracies["shuffled"] < 25  # 10 % by chance, on 100 images
@@ -179,7 +180,7 @@ def test_law_2_a_resumed_run_equals_one_that_never_stopped(
     assert gaeanet("train", config, "--data", t3, "--run-dir", "straight").code == 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "step", interrupted_at(stop_at))
+        patch.setattr(job_module, "step", interrupted_at(stop_at))
         assert gaeanet("train", config, "--data", t3, "--run-dir", "broken").code == 130
     refused = gaeanet("train", config, "--data", t3, "--run-dir", "broken")
     assert refused.code == 2

@@ -115,14 +115,14 @@ def _tile(channels: int) -> tuple[int, int]:
 
 
 @triton.jit
-def merged(count, mean, deviations, values, valid, pixels):  # type: ignore[no-untyped-def]
-    """Statistics (C,) of pixels and those of a tile of float32 values (pixels, C), of which `pixels` rows are valid."""
-    tile_mean = tl.sum(tl.where(valid, values, 0.0), 0) / pixels
-    apart = tl.where(valid, values - tile_mean[None, :], 0.0)
+def merged(count, mean, deviations, values, valid, pixels, AXIS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Statistics (C,) of pixels and those of a tile of float32 values, of which `pixels` are valid along AXIS."""
+    tile_mean = tl.sum(tl.where(valid, values, 0.0), AXIS) / pixels
+    apart = tl.where(valid, values - tl.expand_dims(tile_mean, AXIS), 0.0)
     total = count + pixels
     delta = tile_mean - mean
     mean += delta * (pixels / total)
-    deviations += tl.sum(apart * apart, 0) + delta * delta * (count * pixels / total)
+    deviations += tl.sum(apart * apart, AXIS) + delta * delta * (count * pixels / total)
     return total, mean, deviations
 
 
@@ -149,7 +149,7 @@ def _statistics_kernel(  # type: ignore[no-untyped-def]
         mask = (r < pixels)[:, None] & (c < C)[None, :]
         values = tl.load(rows + r[:, None] * STEP + c[None, :], mask, 0.0).to(tl.float32)
         height = tl.minimum(pixels - tile * BP, BP).to(tl.float32)
-        count, mean, deviations = merged(count, mean, deviations, values, mask, height)
+        count, mean, deviations = merged(count, mean, deviations, values, mask, height, 0)
     write_statistics(partials, program, c, count, mean, deviations, C)
 
 

@@ -115,3 +115,14 @@ def slope(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     else:
         inside = z * (1.0 / 3.0) + 0.5
         return tl.where(z <= -3.0, 0.0, tl.where(z < 3.0, inside, 1.0))
+
+
+@triton.jit
+def activated_and_slope(z, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Both, for the price of one exponential."""
+    if ACTIVATION == 2:
+        s = sigmoid(z)
+        value = z * s
+        return value, s + value * (1.0 - s)
+    else:
+        return activated(z, ACTIVATION), slope(z, ACTIVATION)

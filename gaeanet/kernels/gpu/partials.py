@@ -16,13 +16,14 @@ PROGRAMS = 528
 
 def programs(tiles: int, limit: int = PROGRAMS) -> int:
     """The number of programs that share `tiles` evenly, at most `limit`: no program waits for one with a tile more."""
-    return triton.cdiv(tiles, triton.cdiv(tiles, limit))
+    return int(triton.cdiv(tiles, triton.cdiv(tiles, limit)))
 
 
 def added(partials: Tensor) -> Tensor:
     """The sum of partials (programs, ...), contiguous float32, over programs: (...)."""
     out = torch.empty(partials.shape[1:], dtype=torch.float32, device=partials.device)
-    columns, block = out.numel(), 64 if out.numel() > 4096 else 16
+    columns = out.numel()
+    block = min(max(int(triton.next_power_of_2(columns // 256)), 16), 128)  # for about 256 programs
     _added_kernel[(triton.cdiv(columns, block),)](partials, out, len(partials), columns, BP=2048 // block, BC=block)
     return out
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.batch_norm import Normalization, merged, write_statistics
-from gaeanet.kernels.gpu.maps import Size, activated, product, slope
+from gaeanet.kernels.gpu.maps import Size, activated, activated_and_slope, product, slope
 
 
 class _Tiles(NamedTuple):
@@ -27,8 +27,8 @@ class _Tiles(NamedTuple):
     programs: int = parts.PROGRAMS
 
 
-# By the padded channels that decide registers and shared memory: the input's forward, the output's backward.
-_FORWARD = {64: _Tiles(128, 4, 3), 128: _Tiles(64, 4, 3)}
+# By the larger number of padded channels of a tile's product, which decides registers.
+_FORWARD = {64: _Tiles(64, 4, 3), 128: _Tiles(64, 8, 3)}
 _BACKWARD = {64: _Tiles(64, 4, 3, 264), 128: _Tiles(64, 8, 2, 132)}
 _INPUT_GRADIENT = _Tiles(64, 4, 3)
 _WEIGHT_GRADIENT = _Tiles(64, 4, 3, 132)
@@ -57,7 +57,7 @@ def forward(
 
     Returns:
         The raw output (P_out, C_out), and the statistics (programs, 3, C_out), float32, of its values as rounded to the
-        map's dtype. How many programs depends on P_out and C_in alone.
+        map's dtype. P_out decides how many programs.
 
     Raises:
         ValueError: Tensors do not fit each other or the size, or a map is beyond 32-bit indices.
@@ -69,8 +69,8 @@ def forward(
     _check(x, size.pixels, inputs)
     _check(out, to.pixels, outputs)
     _check_weight(weight, x)
-    tiling = _FORWARD[64 if inputs <= 64 else 128]
     block = _block(outputs)
+    tiling = _FORWARD[64 if block <= 64 else 128]
     tiles = triton.cdiv(to.pixels, tiling.pixels)
     programs = parts.programs(tiles, tiling.programs)
     partials = torch.empty((programs, 3, outputs), dtype=torch.float32, device=x.device)
@@ -90,7 +90,7 @@ def forward(
         GATHER=_NO_GATHER if gather is None else gather,
         BP=tiling.pixels,
         BN=block,
-        BK=_block(inputs),
+        BK=_depth(inputs),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -152,7 +152,7 @@ def backward(
     }
     columns = triton.cdiv(inputs, constants["BN"])
     if need_weight and outputs <= _FUSED:
-        tiling = _BACKWARD[64 if outputs <= 64 else 128]
+        tiling = _BACKWARD[64 if max(outputs, constants["BN"]) <= 64 else 128]
         tiles = triton.cdiv(to.pixels, tiling.pixels)
         partials = _weight_partials(tiles, tiling.programs // columns, weight)
         _backward_kernel[(columns, len(partials))](
@@ -182,7 +182,7 @@ def backward(
         **constants,
         INTO_STEP=into.stride(0),
         BP=tiling.pixels,
-        BK=min(_block(outputs), 64),
+        BK=_depth(outputs),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -225,6 +225,11 @@ def _block(channels: int) -> int:
     return 128 if channels % 128 == 0 else 64
 
 
+def _depth(channels: int) -> int:
+    """Channels of a step of a sum over channels: all up to 128."""
+    return _block(channels) if channels <= 128 else 64
+
+
 def _weight_partials(tiles: int, programs: int, weight: Tensor) -> Tensor:
     shape = parts.programs(tiles, max(programs, 1)), *weight.shape
     return torch.empty(shape, dtype=torch.float32, device=weight.device)
@@ -258,20 +263,27 @@ def _pixels(r, pixels, height, width, out_height, out_width, GATHER: tl.constexp
 
 
 @triton.jit
-def _behind_norm(  # type: ignore[no-untyped-def]
-    grad, raw, mean, rstd, norm_weight, sums, sums_step, inverse_pixels, r, k, valid, GRAD_STEP, RAW_STEP, OUTPUTS
-):
-    """The gradient of the raw map at rows r, channels k, in the map's dtype; zero beyond its channels."""
+def _norm_terms(mean, rstd, weight, sums, sums_step, inverse_pixels, k, OUTPUTS):  # type: ignore[no-untyped-def]
+    """Batch norm's backward pass as three terms for each of the channels k; zero beyond the map's."""
     exists = k < OUTPUTS
-    mask = valid[:, None] & exists[None, :]
-    g = tl.load(grad + r[:, None] * GRAD_STEP + k[None, :], mask, 0.0).to(tl.float32)
-    value = tl.load(raw + r[:, None] * RAW_STEP + k[None, :], mask, 0.0).to(tl.float32)
     deviation = tl.load(rstd + k, exists, 0.0)
-    scale = tl.load(norm_weight + k, exists, 0.0) * deviation
-    g_mean = tl.load(sums + k, exists, 0.0) * inverse_pixels
+    scale = tl.load(weight + k, exists, 0.0) * deviation
     along = tl.load(sums + sums_step + k, exists, 0.0) * inverse_pixels * deviation
     centre = tl.load(mean + k, exists, 0.0)
-    d = scale[None, :] * (g - g_mean[None, :] - (value - centre[None, :]) * along[None, :])
+    # scale * (g - mean of g - (value - centre) * along)
+    constant = scale * (centre * along - tl.load(sums + k, exists, 0.0) * inverse_pixels)
+    return scale, -scale * along, constant
+
+
+@triton.jit
+def _behind_norm(  # type: ignore[no-untyped-def]
+    grad, raw, scale, factor, constant, r, k, valid, GRAD_STEP, RAW_STEP, OUTPUTS
+):
+    """The gradient of the raw map at rows r, channels k, in the map's dtype."""
+    mask = valid[:, None] & (k < OUTPUTS)[None, :]
+    g = tl.load(grad + r[:, None] * GRAD_STEP + k[None, :], mask, 0.0).to(tl.float32)
+    value = tl.load(raw + r[:, None] * RAW_STEP + k[None, :], mask, 0.0).to(tl.float32)
+    d = g * scale[None, :] + (value * factor[None, :] + constant[None, :])
     return d.to(raw.dtype.element_ty)
 
 
@@ -297,38 +309,39 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
+    """Computes out's transpose: there a channel's pixels lie in a few threads of one warp, which add them soonest."""
     DTYPE: tl.constexpr = out.dtype.element_ty
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     program = tl.program_id(1)
     k = tl.arange(0, BK)
-    weights = weight + n[None, :] * INPUTS + k[:, None]
+    weights = weight + n[:, None] * INPUTS + k[None, :]
     if INPUTS <= BK:
-        matrix = tl.load(weights, (n < OUTPUTS)[None, :] & (k < INPUTS)[:, None], 0.0)
+        matrix = tl.load(weights, (n < OUTPUTS)[:, None] & (k < INPUTS)[None, :], 0.0)
     count = 0.0
     mean = tl.zeros((BN,), tl.float32)
     deviations = tl.zeros((BN,), tl.float32)
     for tile in range(program, tiles, tl.num_programs(1)):
         r = tile * BP + tl.arange(0, BP)
         p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
-        sums = tl.zeros((BP, BN), tl.float32)
+        sums = tl.zeros((BN, BP), tl.float32)
         if INPUTS <= BK:
             a = tl.load(x + p[:, None] * X_STEP + k[None, :], valid[:, None] & (k < INPUTS)[None, :], 0.0)
             if ACTIVATION > 0:
                 a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
-            sums = product(a, matrix, sums)
+            sums = product(matrix, tl.trans(a), sums)
         else:
             for start in range(0, INPUTS, BK):
                 exists = start + k < INPUTS
                 a = tl.load(x + p[:, None] * X_STEP + (start + k)[None, :], valid[:, None] & exists[None, :], 0.0)
                 if ACTIVATION > 0:
                     a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
-                b = tl.load(weights + start, (n < OUTPUTS)[None, :] & exists[:, None], 0.0)
-                sums = product(a, b, sums)
+                b = tl.load(weights + start, (n < OUTPUTS)[:, None] & exists[None, :], 0.0)
+                sums = product(b, tl.trans(a), sums)
         rounded = sums.to(DTYPE)
-        mask = (r < pixels)[:, None] & (n < OUTPUTS)[None, :]
-        tl.store(out + r[:, None] * OUT_STEP + n[None, :], rounded, mask)
+        mask = (n < OUTPUTS)[:, None] & (r < pixels)[None, :]
+        tl.store(out + r[None, :] * OUT_STEP + n[:, None], rounded, mask)
         rows = tl.minimum(pixels - tile * BP, BP).to(tl.float32)
-        count, mean, deviations = merged(count, mean, deviations, rounded.to(tl.float32), mask, rows)
+        count, mean, deviations = merged(count, mean, deviations, rounded.to(tl.float32), mask, rows, 1)
     write_statistics(partials, program, n, count, mean, deviations, OUTPUTS)
 
 
@@ -371,33 +384,20 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     k = tl.arange(0, BM)
     mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
     matrix = tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0)
+    scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
     weight_grad = tl.zeros((BM, BN), tl.float32)
     for tile in range(program, tiles, tl.num_programs(1)):
         r = tile * BP + tl.arange(0, BP)
-        d = _behind_norm(
-            grad,
-            raw,
-            mean,
-            rstd,
-            norm_weight,
-            sums,
-            sums_step,
-            inverse_pixels,
-            r,
-            k,
-            r < pixels,
-            GRAD_STEP,
-            RAW_STEP,
-            OUTPUTS,
-        )
+        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
         p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
         there = valid[:, None] & (n < INPUTS)[None, :]
         a = tl.load(x + p[:, None] * X_STEP + n[None, :], there, 0.0)
         x_grad = product(d, matrix, tl.zeros((BP, BN), tl.float32))
         if ACTIVATION > 0:
             z = a.to(tl.float32)
-            x_grad *= slope(z, ACTIVATION)
-            a = activated(z, ACTIVATION).to(DTYPE)
+            value, derivative = activated_and_slope(z, ACTIVATION)
+            x_grad *= derivative
+            a = value.to(DTYPE)
         tl.store(into + p[:, None] * INTO_STEP + n[None, :], x_grad.to(DTYPE), there)
         weight_grad = product(tl.trans(d), a, weight_grad)
     at = partials + program * (OUTPUTS * INPUTS) + k[:, None] * INPUTS + n[None, :]
@@ -440,22 +440,8 @@ def _input_gradient_kernel(  # type: ignore[no-untyped-def]
     x_grad = tl.zeros((BP, BN), tl.float32)
     for start in range(0, OUTPUTS, BK):
         k = start + tl.arange(0, BK)
-        d = _behind_norm(
-            grad,
-            raw,
-            mean,
-            rstd,
-            norm_weight,
-            sums,
-            sums_step,
-            inverse_pixels,
-            r,
-            k,
-            r < pixels,
-            GRAD_STEP,
-            RAW_STEP,
-            OUTPUTS,
-        )
+        scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
+        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
         mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
         x_grad = product(d, tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0), x_grad)
     p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
@@ -498,25 +484,11 @@ def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     k = tl.program_id(1) * BM + tl.arange(0, BM)
     program = tl.program_id(2)
+    scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
     weight_grad = tl.zeros((BM, BN), tl.float32)
     for tile in range(program, tiles, tl.num_programs(2)):
         r = tile * BP + tl.arange(0, BP)
-        d = _behind_norm(
-            grad,
-            raw,
-            mean,
-            rstd,
-            norm_weight,
-            sums,
-            sums_step,
-            inverse_pixels,
-            r,
-            k,
-            r < pixels,
-            GRAD_STEP,
-            RAW_STEP,
-            OUTPUTS,
-        )
+        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
         p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
         a = tl.load(x + p[:, None] * X_STEP + n[None, :], valid[:, None] & (n < INPUTS)[None, :], 0.0)
         if ACTIVATION > 0:

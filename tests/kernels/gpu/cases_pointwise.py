@@ -23,7 +23,7 @@ CASES = [
     (1, 5, 7, 5, 7, 3, None, 0),
     (3, 9, 7, 48, 48, 0, None, 8),
     (2, 7, 7, 96, 96, 0, None, 0),
-    (1, 8, 8, 192, 192, 0, None, 0),
+    (1, 6, 6, 192, 192, 0, None, 0),
     (1, 9, 9, 192, 48, 2, None, 8),
     (1, 5, 5, 200, 130, 2, None, 0),
     (2, 9, 9, 48, 24, 1, 0, 16),
@@ -53,7 +53,7 @@ def gathered(x: Tensor, size: Size, gather: int | None) -> Tensor:
 
 def reference(
     x: Tensor, weight: Tensor, norm: nn.BatchNorm2d, grad: Tensor, activation: int, size: Size, gather: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The product, and the gradients of x and weight behind the product's batch norm, by PyTorch in x's dtype."""
     x, weight = (t.detach().clone().requires_grad_() for t in (x, weight))
     raw = MODULES[activation](gathered(x, size, gather)) @ weight.T
@@ -61,8 +61,7 @@ def reference(
         t.detach() if x.dtype == torch.bfloat16 else t.detach().to(x.dtype) for t in (norm.weight, norm.bias)
     )
     nn.functional.batch_norm(raw, None, None, scale, shift, training=True).backward(grad.to(x.dtype))
-    assert x.grad is not None and weight.grad is not None
-    return raw.detach(), x.grad, weight.grad
+    return raw.detach(), *(t.grad for t in (x, weight) if t.grad is not None)
 
 
 def assert_as_close(found: Tensor, exact: Tensor, theirs: Tensor | None, tolerance: float = 2e-5) -> None:
@@ -122,21 +121,24 @@ def test_product_and_gradients(
     assert_as_close(x_grad, exact[1], theirs[1])
     assert_as_close(weight_grad, exact[2], theirs[2])
 
+    if outputs <= 128:  # beyond, the kernel is the same
+        alone, none = pointwise.backward(*behind, need_weight=False)
+        assert none is None
+        assert_as_close(alone, exact[1], theirs[1])
+    if margin == 0:
+        return
     around = torch.full((size.pixels, inputs + margin), 7.0, dtype=DTYPE, device=DEVICE)
     into, again = pointwise.backward(*behind, into=around[:, margin:])
-    assert torch.equal(again, weight_grad)
     written = torch.ones(images, height, width, dtype=torch.bool, device=DEVICE)
     if gather is not None:
         written.zero_()
         written[:, gather::2, gather::2] = True
     written = written.flatten()
+    assert torch.equal(again, weight_grad)
     assert torch.equal(into[written], x_grad[written])
     assert (into[~written] == 7).all()
     assert (x_grad[~written] == 0).all()
     assert (around[:, :margin] == 7).all()
-    alone, none = pointwise.backward(*behind, need_weight=False)
-    assert none is None
-    assert_as_close(alone, exact[1], theirs[1])
 
 
 def test_misfits_are_refused() -> None:

@@ -1,0 +1,183 @@
+"""Replayed steps: what they leave as it was, when they are refused, and that no number changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from steps import Trainee
+from tiny import NET, Result
+from torch import Tensor
+
+from gaeanet.config.experiment import Experiment, Hyperparameters
+from gaeanet.errors import RequestError
+from gaeanet.models.build import build_network
+from gaeanet.optim.rates import Rates, Row
+from gaeanet.runtime.processes import Processes
+from gaeanet.training import recorded
+from gaeanet.training.acceleration import choose
+from gaeanet.training.recorded import CannotRecord, Recorder
+from gaeanet.training.step import step
+
+Run = Callable[..., Result]
+Write = Callable[..., Path]
+
+BATCH, SIZE = 8, 32
+
+
+def processes(device: str, world_size: int = 1) -> Processes:
+    found = Processes()
+    found.device, found.world_size = torch.device(device), world_size
+    return found
+
+
+def trainee(device: str = "cpu", **values: Any) -> Trainee:
+    settings = {**NET, "global_batch_size": BATCH, "image_size": SIZE, "compile": False, **values}
+    hp = Hyperparameters(**settings)
+    return Trainee(Experiment(hyperparameters=hp), processes=processes(device), flat=True)
+
+
+def batch(seed: int, size: int = SIZE) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, 3, (BATCH,), generator=generator)
+
+
+def rates_of(update: int) -> Row:
+    return Row(0.05 / (1 + update), 0.2, 0.3)
+
+
+class Tape:
+    """Stands in for a GPU's recorder: notes what was recorded, and runs it again when it is replayed."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def record(self, work: Callable[[], None], pool: object) -> Callable[[], None]:
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            work()
+
+        return replay
+
+
+@pytest.fixture
+def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
+    tape = Tape()
+
+    @contextmanager
+    def fork(devices: list[torch.device]) -> Iterator[None]:
+        state = torch.get_rng_state()
+        yield
+        torch.set_rng_state(state)
+
+    monkeypatch.setattr(recorded, "record", tape.record)
+    monkeypatch.setattr(recorded, "beside", nullcontext)
+    monkeypatch.setattr(torch.random, "fork_rng", fork)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(Recorder, "_wait", lambda self: None)
+    return tape
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"do_SE": True, "drop_path_prob": 0.3, "auxiliary": True},
+    {"optimizer": "muon", "momentum": 0.8, "max_batch_per_slot": 3},
+    {"mixup_alpha": 0.4, "cutmix_alpha": 1.0, "ema_decay": 0.0},
+    {"freeze": "stem", "layer_decay": 0.7, "decay_norms_and_biases": False, "drop_prob": 0.2},
+]
+
+
+def both_ways(device: str, values: dict[str, Any], steps: list[tuple[int, int]]) -> tuple[Trainee, Trainee]:
+    """A learner whose steps were launched and one whose steps were replayed, on the same (seed, size) batches."""
+    launched, replayed = trainee(device, **values), trainee(device, **values)
+    rates = [Rates(rates_of, 3, one.learner.device) for one in (launched, replayed)]
+    recorder = Recorder(replayed.learner, replayed.objective, rates[1])
+    for number, (seed, size) in enumerate(steps):
+        if number % 3 == 0:
+            for window in rates:
+                window.move_to(number)
+        images, labels = batch(seed, size)
+        for one in (launched, replayed):
+            torch.manual_seed(seed)
+            if one is launched:
+                step(one.learner, images, labels, one.objective, rates[0])
+            else:
+                recorder.step(images, labels)
+    return launched, replayed
+
+
+@pytest.mark.parametrize("values", VARIANTS)
+def test_replayed_steps_are_those_that_are_launched(tape: Tape, values: dict[str, Any]) -> None:
+    """A recording reads and writes nothing but tensors that stay where they are, and its warm-up leaves no trace."""
+    sizes = [(0, SIZE), (1, SIZE), (2, SIZE + 8), (3, SIZE), (4, SIZE + 8)]
+    launched, replayed = both_ways("cpu", values, sizes)
+    assert (tape.recorded, tape.replayed) == (2, 5)
+    expected, found = launched.learner.tensors(), replayed.learner.tensors()
+    for group, tensors in expected.items():
+        for name, tensor in tensors.items():
+            assert torch.equal(found[group][name], tensor), f"{group} {name}"
+    assert torch.equal(launched.learner.counts, replayed.learner.counts)
+    assert launched.learner.batches == replayed.learner.batches == 5
+
+
+def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(recorded, "record", fail)
+    one = trainee(drop_path_prob=0.3)
+    before = {group: {k: v.clone() for k, v in t.items()} for group, t in one.learner.tensors().items()}
+    draws = torch.get_rng_state()
+    recorder = Recorder(one.learner, one.objective, Rates(rates_of, 3, one.learner.device))
+    with pytest.raises(CannotRecord, match="out of memory"):
+        recorder.step(*batch(0))
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert (one.learner.batches, one.learner.counts.tolist()) == (0, [0, 0, 0])
+    for group, tensors in one.learner.tensors().items():
+        assert all(torch.equal(value, before[group][name]) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "words"),
+    [
+        ({}, ("cpu",), "is for GPUs, this runs on cpu"),
+        ({"precision": "fp16"}, ("cuda",), "cannot hold the loss scale of fp16"),
+        ({"sync_batch_norm": True}, ("cuda", 2), "cannot hold synchronised batch norm"),
+    ],
+)
+def test_steps_that_cannot_be_recorded(changes: dict[str, Any], where: tuple[Any, ...], words: str) -> None:
+    values = {**NET, "global_batch_size": BATCH, **changes}
+    precision = str(changes.get("precision", "bf16"))
+    asked = Hyperparameters(**{**values, "compile": "graphs"})
+    network = build_network(asked)
+    with pytest.raises(RequestError, match=rf"hyperparameters.compile: graphs {words}: use auto or false$"):
+        choose(asked, network, precision, processes(*where))
+    way = choose(Hyperparameters(**{**values, "compile": "auto"}), network, precision, processes(*where))
+    assert not way.recorded
+    if where[0] == "cuda":
+        assert way.text == f"steps launched kernel by kernel: a CUDA graph {words}"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_it_is_one_line(gaeanet: Run, experiment_file: Write, t3: Path) -> None:
+    result = gaeanet("train", experiment_file(compile="graphs"), "--data", t3)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "hyperparameters.compile: graphs is for GPUs" in result.err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("values", VARIANTS)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_replayed_steps_are_those_that_are_launched(precision: str, values: dict[str, Any]) -> None:
+    sizes = [(0, SIZE), (1, SIZE), (2, SIZE + 8), (3, SIZE), (4, SIZE + 8)]
+    launched, replayed = both_ways("cuda", {**values, "precision": precision}, sizes)
+    expected, found = launched.network.state_dict(), replayed.network.state_dict()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
+    assert torch.equal(launched.learner.counts, replayed.learner.counts)
