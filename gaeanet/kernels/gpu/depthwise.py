@@ -31,14 +31,15 @@ class Tile(NamedTuple):
     runs: tuple[int, ...]
     """Lengths of a run of pixels, of which the one that fits a row best is taken; even ones where strides need it."""
     programs: int
-    """At most so many programs, where each writes partial sums; a few for each of 132 multiprocessors."""
+    """At most so many programs, where each writes partial sums: as many as 132 multiprocessors hold at a time."""
 
 
-CONVOLUTION = Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=396)
+CONVOLUTION = Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=528)
+BEHIND_NORM = Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528)  # registers also hold what batch norm needs
 WEIGHT_GRADIENT = {
-    3: Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=396),
-    5: Tile(warps=4, vector=4, runs=(8, 7, 4), programs=264),  # 25 sums for each channel
-    7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=264),
+    3: Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528),
+    5: Tile(warps=4, vector=2, runs=(16, 14, 8, 7, 4), programs=528),  # 25 sums for each channel
+    7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=396),
 }
 
 _WIDEST = 64
@@ -158,14 +159,15 @@ def _convolution(
     returned; without them nothing of use is.
     """
     channels = len(weight)
-    run = _run(out_size.width, CONVOLUTION.runs, even=transposed and window.stride > 1)
+    tile = BEHIND_NORM if behind else CONVOLUTION
+    run = _run(out_size.width, tile.runs, even=transposed and window.stride > 1)
     block, split = _channel_block(channels)
     items = out_size.images * out_size.height * triton.cdiv(out_size.width, run)
-    rows = CONVOLUTION.warps * 32 * CONVOLUTION.vector // block
+    rows = tile.warps * 32 * tile.vector // block
     programs = triton.cdiv(items, rows)
     partials = out
     if behind:
-        programs = _programs(programs, CONVOLUTION.programs // split)
+        programs = _programs(programs, tile.programs // split)
         partials = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
     filters = weight.detach().flatten(1).t().contiguous()
     _convolve[(programs * split,)](
@@ -174,7 +176,7 @@ def _convolution(
         OUT_HEIGHT=out_size.height, OUT_WIDTH=out_size.width,
         KERNEL=window.kernel, STRIDE=window.stride, DILATION=window.dilation, TRANSPOSED=transposed,
         BEHIND=bool(behind), ACTIVATION=activation,
-        RUN=run, ROWS=rows, BLOCK=block, num_warps=CONVOLUTION.warps,
+        RUN=run, ROWS=rows, BLOCK=block, num_warps=tile.warps,
     )  # fmt: skip
     return partials
 

@@ -109,7 +109,7 @@ def test_gradient_behind_batch_norm_with_its_sums(
 
 
 def test_partial_sums_of_several_tiles_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    size, window = Size(2, 10, 4), window_of(3, 1, 1)
+    size, window = Size(2, 18, 4), window_of(3, 1, 1)
     x, grad = random(size.pixels, 48), random(size.pixels, 48, seed=1)
     weight = random(48, 1, 3, 3, seed=2)
     mean, rstd, gamma, bias = random(4, 48, seed=3)
@@ -123,7 +123,7 @@ def test_partial_sums_of_several_tiles_a_program(monkeypatch: pytest.MonkeyPatch
     many = results()
     for value, again in zip(many, results()):
         assert torch.equal(value, again)
-    monkeypatch.setattr(depthwise, "CONVOLUTION", depthwise.CONVOLUTION._replace(programs=3))
+    monkeypatch.setattr(depthwise, "BEHIND_NORM", depthwise.BEHIND_NORM._replace(programs=3))
     monkeypatch.setitem(depthwise.WEIGHT_GRADIENT, 3, depthwise.WEIGHT_GRADIENT[3]._replace(programs=6))
     few = results()
     assert len(few[2]) == 1 < len(many[2])
