@@ -37,9 +37,9 @@ class Tile(NamedTuple):
 CONVOLUTION = Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=528)
 BEHIND_NORM = Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528)  # registers also hold what batch norm needs
 WEIGHT_GRADIENT = {
-    3: Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528),
-    5: Tile(warps=4, vector=2, runs=(16, 14, 8, 7, 4), programs=528),  # 25 sums for each channel
-    7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=396),
+    3: Tile(warps=4, vector=2, runs=(16, 14, 8, 7, 4), programs=528),
+    5: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=528),  # 25 sums for each channel
+    7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=264),
 }
 
 _WIDEST = 64
@@ -415,9 +415,29 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     taps = added
             updated = updated + taps
         sums = updated
-    totals = partials + program * KERNEL * KERNEL * CHANNELS + channels
-    for tap in tl.static_range(KERNEL * KERNEL):
-        tl.store(totals + tap * CHANNELS, tl.sum(sums[tap], 0), channels < CHANNELS)
+    # The sums of all taps side by side, so that warps wait for one another once, not once a tap.
+    TAPS: tl.constexpr = KERNEL * KERNEL
+    PADDED: tl.constexpr = 16 if TAPS < 16 else 32 if TAPS < 32 else 64
+    for _ in tl.static_range(PADDED - TAPS):
+        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
+    joined = _join(_join(_join(_join(sums, PADDED // 2), PADDED // 4), PADDED // 8), PADDED // 16)
+    if PADDED > 16:
+        joined = _join(joined, PADDED // 32)
+    if PADDED > 32:
+        joined = _join(joined, PADDED // 64)
+    totals = tl.reshape(tl.sum(joined[0], 0), (BLOCK, PADDED))
+    tap = tl.arange(0, PADDED)
+    to = partials + program * TAPS * CHANNELS + tap[None, :] * CHANNELS + channels[:, None]
+    tl.store(to, totals, (tap < TAPS)[None, :] & (channels < CHANNELS)[:, None])
+
+
+@triton.jit
+def _join(values, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first half of the values, each joined with the one that is as far into the second half."""
+    joined = ()
+    for i in tl.static_range(HALF):
+        joined = joined + (tl.join(values[i], values[i + HALF]),)
+    return joined
 
 
 @triton.jit
