@@ -31,13 +31,14 @@ class Tile(NamedTuple):
     runs: tuple[int, ...]
     """Lengths of a run of pixels, of which the one that fits a row best is taken; even ones where strides need it."""
     programs: int
-    """At most so many programs, where each writes partial sums; a few for each of 132 multiprocessors."""
+    """At most so many programs, where each writes partial sums: as many as 132 multiprocessors hold at a time."""
 
 
-CONVOLUTION = Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=396)
+CONVOLUTION = Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=528)
+BEHIND_NORM = Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528)  # registers also hold what batch norm needs
 WEIGHT_GRADIENT = {
-    3: Tile(warps=4, vector=4, runs=(16, 14, 8, 7, 4), programs=396),
-    5: Tile(warps=4, vector=4, runs=(8, 7, 4), programs=264),  # 25 sums for each channel
+    3: Tile(warps=4, vector=2, runs=(16, 14, 8, 7, 4), programs=528),
+    5: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=528),  # 25 sums for each channel
     7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=264),
 }
 
@@ -158,14 +159,15 @@ def _convolution(
     returned; without them nothing of use is.
     """
     channels = len(weight)
-    run = _run(out_size.width, CONVOLUTION.runs, even=transposed and window.stride > 1)
+    tile = BEHIND_NORM if behind else CONVOLUTION
+    run = _run(out_size.width, tile.runs, even=transposed and window.stride > 1)
     block, split = _channel_block(channels)
     items = out_size.images * out_size.height * triton.cdiv(out_size.width, run)
-    rows = CONVOLUTION.warps * 32 * CONVOLUTION.vector // block
+    rows = tile.warps * 32 * tile.vector // block
     programs = triton.cdiv(items, rows)
     partials = out
     if behind:
-        programs = _programs(programs, CONVOLUTION.programs // split)
+        programs = _programs(programs, tile.programs // split)
         partials = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
     filters = weight.detach().flatten(1).t().contiguous()
     _convolve[(programs * split,)](
@@ -174,7 +176,7 @@ def _convolution(
         OUT_HEIGHT=out_size.height, OUT_WIDTH=out_size.width,
         KERNEL=window.kernel, STRIDE=window.stride, DILATION=window.dilation, TRANSPOSED=transposed,
         BEHIND=bool(behind), ACTIVATION=activation,
-        RUN=run, ROWS=rows, BLOCK=block, num_warps=CONVOLUTION.warps,
+        RUN=run, ROWS=rows, BLOCK=block, num_warps=tile.warps,
     )  # fmt: skip
     return partials
 
@@ -413,9 +415,29 @@ def _weight_gradient(  # type: ignore[no-untyped-def]
                     taps = added
             updated = updated + taps
         sums = updated
-    totals = partials + program * KERNEL * KERNEL * CHANNELS + channels
-    for tap in tl.static_range(KERNEL * KERNEL):
-        tl.store(totals + tap * CHANNELS, tl.sum(sums[tap], 0), channels < CHANNELS)
+    # The sums of all taps side by side, so that warps wait for one another once, not once a tap.
+    TAPS: tl.constexpr = KERNEL * KERNEL
+    PADDED: tl.constexpr = 16 if TAPS < 16 else 32 if TAPS < 32 else 64
+    for _ in tl.static_range(PADDED - TAPS):
+        sums = sums + (tl.zeros((ROWS, BLOCK), tl.float32),)
+    joined = _join(_join(_join(_join(sums, PADDED // 2), PADDED // 4), PADDED // 8), PADDED // 16)
+    if PADDED > 16:
+        joined = _join(joined, PADDED // 32)
+    if PADDED > 32:
+        joined = _join(joined, PADDED // 64)
+    totals = tl.reshape(tl.sum(joined[0], 0), (BLOCK, PADDED))
+    tap = tl.arange(0, PADDED)
+    to = partials + program * TAPS * CHANNELS + tap[None, :] * CHANNELS + channels[:, None]
+    tl.store(to, totals, (tap < TAPS)[None, :] & (channels < CHANNELS)[:, None])
+
+
+@triton.jit
+def _join(values, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The first half of the values, each joined with the one that is as far into the second half."""
+    joined = ()
+    for i in tl.static_range(HALF):
+        joined = joined + (tl.join(values[i], values[i + HALF]),)
+    return joined
 
 
 @triton.jit
