@@ -39,7 +39,7 @@ BEHIND_NORM = Tile(warps=4, vector=4, runs=(8, 7, 4), programs=528)  # registers
 WEIGHT_GRADIENT = {
     3: Tile(warps=4, vector=2, runs=(16, 14, 8, 7, 4), programs=528),
     5: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=528),  # 25 sums for each channel
-    7: Tile(warps=4, vector=2, runs=(8, 7, 4), programs=264),
+    7: Tile(warps=4, vector=2, runs=(4,), programs=396),
 }
 
 _WIDEST = 64
