@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.batch_norm import Normalization, merged, write_statistics
-from gaeanet.kernels.gpu.maps import Size, activated, activated_and_slope, product, slope
+from gaeanet.kernels.gpu.maps import INTERPRETED, Size, activated, activated_and_slope, product, slope
 
 
 class _Tiles(NamedTuple):
@@ -27,13 +27,15 @@ class _Tiles(NamedTuple):
     programs: int = parts.PROGRAMS
 
 
-# By the larger number of padded channels of a tile's product, which decides registers.
+# By the larger number of padded channels of a tile's product, which decides registers: none may spill. Hopper's wgmma
+# reads operands from shared memory. Elsewhere threads keep the weight in registers, where both gradients of 128
+# channels do not fit beside it: each has a kernel of its own, as it has everywhere with more channels.
 _FORWARD = {64: _Tiles(64, 4, 3), 128: _Tiles(64, 8, 3)}
+_FORWARD_OLDER = {64: _Tiles(64, 4, 2), 128: _Tiles(64, 8, 3)}
 _BACKWARD = {64: _Tiles(64, 4, 3, 264), 128: _Tiles(64, 8, 2, 132)}
-_INPUT_GRADIENT = _Tiles(64, 4, 3)
+_BACKWARD_OLDER = {64: _Tiles(32, 4, 2, 264)}
+_INPUT_GRADIENT = {64: _Tiles(64, 4, 3), 128: _Tiles(64, 8, 3)}
 _WEIGHT_GRADIENT = _Tiles(64, 4, 3, 132)
-_FUSED = 128
-"""Up to so many output channels one kernel computes both gradients; with more, their sums would spill."""
 
 
 def forward(
@@ -70,7 +72,7 @@ def forward(
     _check(out, to.pixels, outputs)
     _check_weight(weight, x)
     block = _block(outputs)
-    tiling = _FORWARD[64 if block <= 64 else 128]
+    tiling = (_FORWARD if _is_hopper() else _FORWARD_OLDER)[64 if block <= 64 else 128]
     tiles = triton.cdiv(to.pixels, tiling.pixels)
     programs = parts.programs(tiles, tiling.programs)
     partials = torch.empty((programs, 3, outputs), dtype=torch.float32, device=x.device)
@@ -90,7 +92,7 @@ def forward(
         GATHER=_NO_GATHER if gather is None else gather,
         BP=tiling.pixels,
         BN=block,
-        BK=_depth(inputs),
+        BK=_block(inputs) if inputs <= 128 else 64,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -148,11 +150,12 @@ def backward(
         "OUTPUTS": outputs,
         "ACTIVATION": activation,
         "GATHER": _NO_GATHER if gather is None else gather,
-        "BN": _block(inputs),
     }
-    columns = triton.cdiv(inputs, constants["BN"])
-    if need_weight and outputs <= _FUSED:
-        tiling = _BACKWARD[64 if max(outputs, constants["BN"]) <= 64 else 128]
+    fused = _BACKWARD if _is_hopper() else _BACKWARD_OLDER
+    if need_weight and outputs <= max(fused):
+        block = _block(inputs, max(fused))
+        columns = triton.cdiv(inputs, block)
+        tiling = fused[64 if max(outputs, block) <= 64 else 128]
         tiles = triton.cdiv(to.pixels, tiling.pixels)
         partials = _weight_partials(tiles, tiling.programs // columns, weight)
         _backward_kernel[(columns, len(partials))](
@@ -166,13 +169,16 @@ def backward(
             **constants,
             INTO_STEP=into.stride(0),
             BP=tiling.pixels,
-            BM=max(triton.next_power_of_2(outputs), 16),
+            BM=_block(outputs),
+            BN=block,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
         return into, parts.added(partials)
 
-    tiling = _INPUT_GRADIENT
+    block = _block(inputs)
+    columns = triton.cdiv(inputs, block)
+    tiling = _INPUT_GRADIENT[64 if block <= 64 else 128]
     _input_gradient_kernel[(columns, triton.cdiv(to.pixels, tiling.pixels))](
         *behind,
         x,
@@ -182,14 +188,15 @@ def backward(
         **constants,
         INTO_STEP=into.stride(0),
         BP=tiling.pixels,
-        BK=_depth(outputs),
+        BN=block,
+        BK=_block(outputs, 64),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
     if not need_weight:
         return into, None
-    tiling, block = _WEIGHT_GRADIENT, 64
-    blocks = triton.cdiv(outputs, block)
+    tiling, height = _WEIGHT_GRADIENT, _block(outputs, 64)
+    blocks = triton.cdiv(outputs, height)
     tiles = triton.cdiv(to.pixels, tiling.pixels)
     partials = _weight_partials(tiles, tiling.programs // (columns * blocks), weight)
     _weight_gradient_kernel[(columns, blocks, len(partials))](
@@ -200,7 +207,8 @@ def backward(
         *shape,
         **constants,
         BP=tiling.pixels,
-        BM=block,
+        BM=height,
+        BN=block,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -218,16 +226,15 @@ def _sides(size: Size, to: Size) -> tuple[int, int, int, int]:
     return size.height, size.width, to.height, to.width
 
 
-def _block(channels: int) -> int:
-    """Channels of a tile: all up to 128, else the larger of 64 and 128 that divides 3 * 2^n without a remainder."""
-    if channels <= 128:
+def _block(channels: int, most: int = 128) -> int:
+    """Channels of a tile: all up to `most`, else 128 or 64, which divide 3 * 2^n without a remainder."""
+    if channels <= most:
         return max(int(triton.next_power_of_2(channels)), 16)  # tl.dot takes no less
-    return 128 if channels % 128 == 0 else 64
+    return 128 if channels % 128 == 0 and most == 128 else 64
 
 
-def _depth(channels: int) -> int:
-    """Channels of a step of a sum over channels: all up to 128."""
-    return _block(channels) if channels <= 128 else 64
+def _is_hopper() -> bool:
+    return INTERPRETED.value or bool(triton.runtime.driver.active.get_current_target().arch // 10 == 9)
 
 
 def _weight_partials(tiles: int, programs: int, weight: Tensor) -> Tensor:
