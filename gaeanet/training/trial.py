@@ -21,6 +21,7 @@ from gaeanet.models.network import CellNetwork
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
+from gaeanet.training.compilation import compile_ahead
 from gaeanet.training.learner import Learner, build_learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.recorded import CannotRecord, Recorder
@@ -163,6 +164,8 @@ def main() -> None:
         torch.cuda.set_device(device)
     kernels = graph = None
     if request["kernels"]:
+        major, minor = torch.cuda.get_device_capability(device)
+        compile_ahead(request, 10 * major + minor)
         kernels = kernels_doubt(hp, device, dtype)
         if kernels is None:
             compile_kernels(hp, device, dtype, request["micro_batch"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.models.build import build_network
 from gaeanet.runtime.processes import Processes
 from gaeanet.training import acceleration, proof, recorded, trial
+from gaeanet.training.compilation import compile_share
 from gaeanet.training.proof import Doubts, doubts
 from gaeanet.training.recorded import Recorder
 
@@ -150,8 +154,8 @@ def test_a_trial_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     """A CPU records nothing, and says so; the run's place among its processes is not the trial's."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    found = proof._tried(request())
-    assert found.kernels is None  # which a CPU does not have: it computes as before
+    found = proof._tried(request(kernels=False))
+    assert found.kernels is None
     assert found.graph
 
 
@@ -186,3 +190,24 @@ def test_auto_takes_the_fastest_way_that_is_proven(
     processes.device = torch.device("cuda")
     way = acceleration.choose(HP.model_copy(update={"compile": "auto"}), build_network(HP), "bf16", processes)
     assert (way.text, way.recorded, bool(calls)) == (text, recorded, fused)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_processes_share_the_compilation_of_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each variant is one process's, and there is one for every operation of the network's cells."""
+    from triton.runtime.jit import JITFunction
+
+    compiled: list[str] = []
+
+    def warmup(self: Any, *arguments: Any, grid: Any, **constants: Any) -> Any:
+        compiled.append(self.__name__)
+        return SimpleNamespace(hash=f"{self.__name__} {sorted((k, repr(v)) for k, v in constants.items())}")
+
+    monkeypatch.setattr(JITFunction, "warmup", warmup)
+    assert compile_share(HP, 90, 0, 1) > 30
+    whole = Counter(compiled)
+    assert {"convolve", "weight_gradient_kernel", "forward_kernel", "backward_kernel"} <= whole.keys()
+    compiled.clear()
+    parts = [compile_share(HP, 90, share, 3) for share in range(3)]
+    assert Counter(compiled) == whole
+    assert min(parts) > 0
