@@ -36,7 +36,7 @@ from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
-from gaeanet.training.recorded import stepper
+from gaeanet.training.recorded import Stepper
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda")
@@ -78,10 +78,10 @@ class Ours:
     def __init__(self, hp: Hyperparameters, compile: str | bool) -> None:
         hp = hp.model_copy(update={"compile": compile})
         self.learner = build_learner(hp, Processes())
-        self.step = stepper(self.learner, Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE))
+        self.stepper = Stepper(self.learner, Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE))
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        self.step(images, labels)
+        self.stepper.step(images, labels)
 
 
 def batch_of(hp: Hyperparameters, count: int) -> tuple[Tensor, Tensor]:

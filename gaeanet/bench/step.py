@@ -19,7 +19,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.training.learner import Learner
 from gaeanet.training.objective import Classification
-from gaeanet.training.recorded import stepper
+from gaeanet.training.recorded import Stepper
 from gaeanet.training.step import Timer, step
 
 STEP = ("transfer", "forward", "backward", "optimizer")
@@ -63,7 +63,7 @@ class Steps:
         self._learner, self._device = learner, learner.device
         self._objective = Classification(hp)
         self._rates = idle_rates(hp, learner.device)
-        self._step = stepper(learner, self._objective, self._rates)
+        self._stepper = Stepper(learner, self._objective, self._rates)
         self._images, self._labels = images, labels
         self.count = 2
 
@@ -120,6 +120,12 @@ class Steps:
         stages = {stage: statistics.median(lap[stage] for lap in laps) for stage in STEP[:-1]}
         return {**stages, STEP[-1]: statistics.median(rests)}, statistics.median(times)
 
+    def time_whole(self, seconds: float) -> float:
+        """Median seconds of the full step of `count` images."""
+        work = self._full_step(self.count)
+        work()  # records or compiles
+        return statistics.median(repeated(work, seconds))
+
     def _first_step(self) -> None:
         """Runs a step that compiles kernels and the network, and allocates the momenta."""
         while True:
@@ -143,7 +149,7 @@ class Steps:
 
         def work(timer: Timer = nullcontext) -> None:
             if timer is nullcontext:
-                self._step(block, labels)
+                self._stepper.step(block, labels)
             else:
                 step(self._learner, block, labels, self._objective, self._rates, timer)
             wait(self._device)

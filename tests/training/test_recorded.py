@@ -19,9 +19,9 @@ from gaeanet.models.build import build_network
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.training import acceleration, recorded
-from gaeanet.training.acceleration import choose
+from gaeanet.training.acceleration import Way, choose
 from gaeanet.training.proof import Doubts
-from gaeanet.training.recorded import CannotRecord, Recorder
+from gaeanet.training.recorded import CannotRecord, Recorder, Stepper
 from gaeanet.training.step import step
 
 Run = Callable[..., Result]
@@ -142,6 +142,25 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
     assert (one.learner.batches, one.learner.counts.tolist()) == (0, [0, 0, 0])
     for group, tensors in one.learner.tensors().items():
         assert all(torch.equal(value, before[group][name]) for name, value in tensors.items())
+
+
+def test_what_cannot_be_recorded_is_launched(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    launched, replayed = trainee(), trainee()
+    replayed.learner.way = Way("each step one CUDA graph", recorded=True)
+    said = []
+    for one in (launched, replayed):
+        stepper = Stepper(one.learner, one.objective, Rates(rates_of, 3, one.learner.device))
+        monkeypatch.setattr(recorded, "record", fail)
+        for seed in range(3):
+            said += stepper.step(*batch(seed))
+    assert len(said) == 1
+    assert said[0].startswith("steps cannot be recorded (operation not permitted when stream is capturing): ")
+    assert "launched one by one instead" in replayed.learner.way.text
+    for name, value in launched.network.state_dict().items():
+        assert torch.equal(replayed.network.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(
