@@ -110,7 +110,7 @@ def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findin
     if stage in ("forward", "backward") and findings.facts["precision"] == "fp32":
         return "set hyperparameters.precision to auto: this GPU may be faster in bf16 or fp16"
     if stage in ("forward", "backward") and findings.facts["compilation"].startswith("not compiled"):
-        return "set hyperparameters.compile to auto, with a C++ compiler installed"
+        return "set hyperparameters.compile to auto"
     if stage in ("forward", "backward"):
         return "the GPU is the limit, as it should be: more of them (torchrun --nproc_per_node) are faster"
     if stage == "optimizer":
@@ -168,9 +168,12 @@ def to_text(facts: dict[str, Any]) -> str:
         f"{duration(run['validation_seconds'])} for {counted(run['validations'], 'validation')} and "
         f"{duration(run['checkpoint_seconds'])} for {counted(run['checkpoints'], 'checkpoint')}",
     ]
-    if (others := facts["cores_busy_elsewhere"]) is not None and others > BUSY / 2 * usable_cores():
+    if facts["ways"]:
+        others = ", ".join(f"{way} {_rate(rate)} images/s" for way, rate in facts["ways"].items())
+        lines.insert(-1, f"a step with another hyperparameters.compile: {others}")
+    if (shared := facts["cores_busy_elsewhere"]) is not None and shared > BUSY / 2 * usable_cores():
         lines.append(
-            f"this machine is shared: as this began, other processes kept {others:.1f} of "
+            f"this machine is shared: as this began, other processes kept {shared:.1f} of "
             f"{counted(usable_cores(), 'core')} busy; alone it is faster"
         )
     measured = facts["stages"]["step"]["images_measured"]
