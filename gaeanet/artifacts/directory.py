@@ -151,20 +151,22 @@ def _is_line(values: Any) -> bool:
         and type(values.get("batches")) is int
         and isinstance(values.get("data", ""), str)
         and values.get("epoch") is not None
-        and all(
-            _is_number(value) for key, value in values.items() if key in _NUMBERS or key.endswith(("loss", "accuracy"))
-        )
+        and all(_is_number(value) for key, value in values.items() if key in _NUMBERS)
+        and all(_is_drawable(value) for key, value in values.items() if key.endswith(("epoch", "loss", "accuracy")))
     )
 
 
 def _is_number(value: Any) -> bool:
-    """A number of a size that can be computed with and drawn, or one that was not finite."""
-    if type(value) not in (int, float):
-        return value is None
-    return bool(abs(value) < 1e100 or value != value or abs(value) == math.inf)
+    """A number, or one that was not finite; whole numbers are counts."""
+    return value is None or type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
-_NUMBERS = frozenset({"epoch", "batches", "images", "count", "minival", "learning_rate", "images_per_second"})
+def _is_drawable(value: Any) -> bool:
+    """A number of a size that a chart can show, or one that was not finite."""
+    return _is_number(value) and (value is None or not math.isfinite(value) or abs(value) < 1e100)
+
+
+_NUMBERS = frozenset({"batches", "images", "count", "minival", "learning_rate", "images_per_second"})
 
 
 def read_run(run_dir: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,9 @@ from gaeanet.cells.read import read_genotype
 from gaeanet.config.base import Probability, Seeded
 from gaeanet.errors import RequestError
 
+MOST_PARAMETERS = 10_000_000_000
+"""Two thousand times the published network's."""
+
 Activation = Literal["relu", "swish", "hswish"]
 
 
@@ -56,6 +59,17 @@ class Network(Seeded):
         except RequestError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Network:
+        # The two convolutions that each of the last third of the cells begins with; the others are as many again.
+        least = self.layers // 3 * 8 * (4 * self.init_channels) ** 2
+        if least > MOST_PARAMETERS:
+            raise ValueError(
+                f"layers {self.layers} of init_channels {self.init_channels} have more than {least / 1e9:,.0f} billion "
+                f"parameters, and at most {MOST_PARAMETERS / 1e9:.0f} billion are built: lower either"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stem_fits(self) -> Network:

@@ -54,6 +54,11 @@ def test_field_report_91_training_sizes_have_bounds(sizes: Any) -> None:
         experiment_from(tree("hyperparameters", "train_image_size", sizes))
 
 
+def test_field_report_91_a_network_has_a_bound_as_a_whole() -> None:
+    with pytest.raises(RequestError, match="more than 142 billion parameters, and at most 10 billion are built"):
+        experiment_from({"hyperparameters": {"layers": 200, "init_channels": 4096}})
+
+
 def test_field_report_91_generated_images_have_a_bound_together(gaeanet: Run) -> None:
     values = ["hyperparameters.num_classes=1000000", "data.generated_per_class=100000"]
     refused = gaeanet("train", "const", *(word for value in values for word in ("--set", value)))

@@ -158,7 +158,7 @@ def test_overrides_set_one_value_each(tmp_path: Path) -> None:
     assert experiment.data.resolved_location == "/x"
     for override, message in [
         ("hyperparameters.epochs", "expected KEY=VALUE"),
-        ("epochs=3", "for example hyperparameters.epochs"),
+        ("epochs=3", "did you mean hyperparameters.epochs"),
         ("hyperparameters.epochs.x=3", "is a value, not a block"),
         ("hyperparameters.epoch=3", "did you mean epochs?"),
     ]:
