@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -57,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: GaeanetError) -> int:
     """Prints an error; where several processes refuse or stop alike, only the first on each machine prints."""
-    rank = os.environ.get("RANK")
-    if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
+    rank, local_rank = os.environ.get("RANK"), os.environ.get("LOCAL_RANK", "0")
+    # A local rank that is no number is itself what is refused.
+    if not isinstance(error, RunError) and re.fullmatch("[1-9][0-9]{0,8}", local_rank):
         if error.exit_code:
             time.sleep(3)  # the launcher ends all when one has failed: let the first one print before
     else:
