@@ -16,7 +16,6 @@ from __future__ import annotations
 import difflib
 import os
 import pathlib
-import pwd
 import stat
 from collections.abc import Iterable
 
@@ -71,6 +70,8 @@ def reason(error: BaseException) -> str:
 
 def _whose(path: str) -> str:
     """Owner and mode of a file, or of the nearest directory above it that can be looked at."""
+    import pwd  # not on Windows, which is refused in one line
+
     for place in (path, *map(str, pathlib.PurePath(path).parents)):
         try:
             status = os.stat(place)

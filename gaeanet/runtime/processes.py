@@ -20,6 +20,8 @@ from gaeanet.runtime.rendezvous import fresh_store
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """By which schedulers, people and closed terminals ask a run to stop."""
+_LOOK = 0.05
+"""Seconds from one look to the next whether a process that was asked to stop is held up."""
 
 
 class Processes:
@@ -118,6 +120,8 @@ class StopRequest:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
         self._waits, self._grace = False, 0.0
+        self._alarm: tuple[Any, tuple[float, float]] | None = None
+        self._place: tuple[int, int] | None = None
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -135,37 +139,50 @@ class StopRequest:
         Args:
             grace: Seconds after the stop that what is awaited may still come.
         """
-        self._grace = grace
         if self.received is not None and not grace:
             raise StoppedWaiting
-        self._waits = True
+        self._waits, self._grace = True, grace
         try:
             if self.received is not None:
-                self._set_alarm(grace)
+                self._watch()
             yield
         finally:
             self._waits = False
-            if grace and self.received is not None:
-                self._set_alarm(0.0)
+            self._unwatch()
 
-    def _set_alarm(self, seconds: float) -> None:
-        """Lets this process give up waiting in so many seconds; 0 for not at all."""
-        signal.signal(signal.SIGALRM, self._give_up)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    def _watch(self) -> None:
+        """Looks again and again whether the process is held up, by the timer that it has; see `_look`."""
+        if self._alarm is None:
+            self._place = None
+            handler = signal.signal(signal.SIGALRM, self._look)
+            self._alarm = handler, signal.setitimer(signal.ITIMER_REAL, max(_LOOK, self._grace), _LOOK)
 
-    def _give_up(self, *_: Any) -> None:
-        if self._waits:
-            self._waits = False
+    def _unwatch(self) -> None:
+        if self._alarm is not None:
+            (handler, timer), self._alarm = self._alarm, None
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            signal.signal(signal.SIGALRM, handler)
+
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        """Raises `StoppedWaiting` where the process is at the very place where it was at the last look.
+
+        Raised anywhere, it might be lost: Python drops what is raised in a destructor or a callback, and reports it on
+        standard error.
+        """
+        place = None if frame is None else (id(frame), frame.f_lasti)
+        held_up, self._place = place == self._place, place
+        while frame is not None:
+            held_up &= frame.f_code.co_name != "__del__"
+            frame = frame.f_back
+        if held_up and self._waits:
             raise StoppedWaiting
 
     def _notice(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number != signal.SIGHUP:
             os._exit(128 + number)
         self.received = self.received or signal.Signals(number).name
-        if self._waits and self._grace:
-            self._set_alarm(self._grace)
-        else:
-            self._give_up()
+        if self._waits:
+            self._watch()
 
 
 def default_device(local_rank: int = 0) -> torch.device:
