@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from steps import Trainee
+from tape import Tape
 from tiny import NET, Result
 from torch import Tensor
 
@@ -50,40 +50,6 @@ def batch(seed: int, size: int = SIZE) -> tuple[Tensor, Tensor]:
 
 def rates_of(update: int) -> Row:
     return Row(0.05 / (1 + update), 0.2, 0.3)
-
-
-class Tape:
-    """Stands in for a GPU's recorder: notes what was recorded, and runs it again when it is replayed."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def record(self, work: Callable[[], None], pool: object) -> Callable[[], None]:
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replayed += 1
-            work()
-
-        return replay
-
-
-@pytest.fixture
-def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
-    tape = Tape()
-
-    @contextmanager
-    def fork(devices: list[torch.device]) -> Iterator[None]:
-        state = torch.get_rng_state()
-        yield
-        torch.set_rng_state(state)
-
-    monkeypatch.setattr(recorded, "record", tape.record)
-    monkeypatch.setattr(recorded, "beside", nullcontext)
-    monkeypatch.setattr(torch.random, "fork_rng", fork)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(Recorder, "_wait", lambda self: None)
-    return tape
 
 
 VARIANTS: list[dict[str, Any]] = [
