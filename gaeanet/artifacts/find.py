@@ -227,10 +227,11 @@ def _of_export(path: Path) -> Trained:
         name = shown(str(config.get("architecture", "another network"))[:60])
         raise RequestError(f"{path}: {name}, which gaeanet did not export: it reads its own networks only")
     try:
-        check_state(ours["state"], str(path / EXPORT_CONFIG))
+        known = {key: value for key, value in dict(ours["state"]).items() if value is not None}
+        check_state(known, str(path / EXPORT_CONFIG))
         digests = {ours["weights"]: (path / EXPORT_WEIGHTS, ours["digest"])}
         return Trained(path, _hyperparameters(ours["state"]["hyperparameters"], path), ours["state"], digests)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise RequestError(f"{path / EXPORT_CONFIG}: its gaeanet block is damaged: export again") from None
 
 
