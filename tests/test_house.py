@@ -39,6 +39,8 @@ FREE_OF_TORCH = (
 )
 FREE_OF_TORCH += (
     "runtime.host",
+    "runtime.place",
+    "runtime.slurm",
     "runtime.yaml",
     "artifacts.directory",
     "artifacts.checkpoint",

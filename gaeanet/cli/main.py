@@ -18,6 +18,7 @@ from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.output import open_standard_streams
+from gaeanet.runtime.place import Place, place
 
 
 def _parser() -> Parser:
@@ -52,12 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: GaeanetError) -> int:
     """Prints an error; where several processes refuse or stop alike, only the first on each machine prints."""
-    rank = os.environ.get("RANK")
-    if not isinstance(error, RunError) and os.environ.get("LOCAL_RANK", "0") != "0":
+    try:
+        here = place()
+    except RequestError:  # that is what is being reported
+        here = Place()
+    if not isinstance(error, RunError) and here.local_rank != 0:
         if error.exit_code:
             time.sleep(3)  # the launcher ends all when one has failed: let the first one print before
     else:
-        prefix = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
+        prefix = f"gaeanet, process {here.rank}" if here.world_size > 1 else "gaeanet"
         # A cluster's log_policies match this word, to not restart a trial that would fail again.
         refused = "refused: " if isinstance(error, RequestError) and is_trial() else ""
         print(f"{prefix}: {refused}{shown(' '.join(str(error).split()))}", file=sys.stderr, flush=True)

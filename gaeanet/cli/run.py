@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gaeanet.cli.parser import add_changes, add_command
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
+from gaeanet.runtime.place import place
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
@@ -58,6 +59,7 @@ def start(
         from gaeanet.runs.lock import owned
         from gaeanet.runs.trackers import factory_of
 
+    here = place()
     for name in experiment.hyperparameters.track:
         factory_of(name)
     run_dir = run_dir or run_dir_of(experiment.name)
@@ -67,11 +69,11 @@ def start(
         from gaeanet.data.sources.splits import image_shares
 
         image_shares(source, experiment.hyperparameters)
-    # torchrun and clusters restart failed processes with the same arguments: an existing run is then their own.
+    # Launchers restart a run with the same arguments: what is in its directory is then its own.
     mirror = None
     with ExitStack() as owning:
-        if os.environ.get("RANK", "0") == "0" and not is_trial():
-            resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        if here.rank == 0 and not is_trial():
+            resume = resume or here.restarted
             check_run_dir(run_dir, resume)
             owning.enter_context(owned(run_dir))
             check_run_dir(run_dir, resume)  # again: another may have run here between the first look and the lock

@@ -12,32 +12,39 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from gaeanet.errors import RunError, reason
+from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.place import place
 from gaeanet.runtime.rendezvous import fresh_store
+from gaeanet.runtime.slurm import cores_of_task
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """By which schedulers, people and closed terminals ask a run to stop."""
 
 
 class Processes:
-    """The processes that torchrun (or a cluster's launcher) started for this run, or this one alone.
+    """The processes that torchrun, a cluster's launcher or `srun` started for this run, or this one alone.
 
     Attributes:
         rank, local_rank, world_size: This process among them.
         device: Where this process computes.
+
+    Raises:
+        RunError: The processes do not find each other.
     """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = default_device(self.local_rank)
+        here = place()
+        self.rank, self.local_rank, self.world_size = here.rank, here.local_rank, here.world_size
+        self.device = default_device(here.gpu)
         self._control: dist.ProcessGroup | None = None
-        if "WORLD_SIZE" in os.environ:
-            store, _, _ = next(rendezvous("env://"))
-            store = fresh_store(PrefixStore("gaeanet", store), self.rank, self.world_size)
+        if "OMP_NUM_THREADS" not in os.environ and cores_of_task(os.environ):
+            torch.set_num_threads(usable_cores())  # PyTorch counts the machine's cores where Slurm binds no task to its
+        if here.meeting is not None:
+            store = fresh_store(PrefixStore("gaeanet", _meet(here.meeting)), self.rank, self.world_size)
             on_gpu = self.device.type == "cuda"
             if on_gpu:
                 torch.cuda.set_device(self.device)
@@ -93,6 +100,21 @@ class Processes:
             self._control = None
 
 
+def _meet(url: str) -> Store:
+    """The store that all processes of the run share, once each has come."""
+    try:
+        store: Store = next(rendezvous(url))[0]
+    except (dist.DistError, OSError) as error:
+        where = url.partition("?")[0]
+        if where == "env://":
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"the processes of this run cannot meet at {where}: {reason(error)}; MASTER_ADDR and MASTER_PORT name "
+            "another host or a free port"
+        ) from None
+    return store
+
+
 class StoppedWaiting(BaseException):
     """A stop was asked for while the run waited for something that may never come."""
 
@@ -140,10 +162,10 @@ class StopRequest:
             raise StoppedWaiting
 
 
-def default_device(local_rank: int = 0) -> torch.device:
-    """The best device of this machine for the process `local_rank` on it."""
+def default_device(gpu: int = 0) -> torch.device:
+    """The best device of this machine; `gpu` says which of several GPUs."""
     if torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", gpu)
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

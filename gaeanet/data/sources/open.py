@@ -17,6 +17,7 @@ from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
+from gaeanet.runtime.place import place
 
 GENERATED_MARGIN = 1.15
 """Generated images are this much larger than the network's input, as photographs are before the crop."""
@@ -51,7 +52,7 @@ def open_source(experiment: Experiment) -> Source:
 
 def _check_batches(batches: Batches) -> None:
     """Refuses shares or parts of one image: batch norm needs at least two."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = place().world_size
     images = batches.global_batch_size
     smallest, largest = images // processes, -(-images // processes)
     if smallest < 2:

@@ -1,0 +1,76 @@
+"""The place of this process among those of its run, as its launcher reports it. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gaeanet.errors import RequestError
+from gaeanet.runtime import slurm
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process among those of a run.
+
+    Attributes:
+        rank, world_size: Its number, and how many processes there are.
+        local_rank, local_world_size: The same on its machine.
+        gpu: The index of its GPU among those that it can see.
+        meeting: The URL by which PyTorch finds the other processes; None where no launcher started this one.
+        restarted: Whether the launcher has started this run before, so that what is in its directory is its own.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    gpu: int = 0
+    meeting: str | None = None
+    restarted: bool = False
+
+
+def place(environment: Mapping[str, str] | None = None) -> Place:
+    """The place that torchrun, a cluster's launcher or `srun` has given to this process; alone without any.
+
+    Launchers that set WORLD_SIZE come first: under `srun torchrun` the processes are torchrun's. MASTER_ADDR and
+    MASTER_PORT, where they are set, say where the processes meet, under `srun` too.
+
+    Raises:
+        RequestError: A variable is not a number, or missing.
+    """
+    environment = os.environ if environment is None else environment
+    if "WORLD_SIZE" in environment:
+        return _by_torchrun(environment)
+    task = slurm.read_task(environment)
+    if task is None:
+        return Place(restarted=environment.get("SLURM_RESTART_COUNT", "0") != "0")
+    host = environment.get("MASTER_ADDR") or task.first_host
+    port = environment.get("MASTER_PORT") or task.port
+    # With --gpus-per-task each task sees only its own GPU, which is number 0 to it.
+    one_gpu = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
+    return Place(
+        rank=task.rank,
+        world_size=task.tasks,
+        local_rank=task.local_rank,
+        local_world_size=task.local_tasks,
+        gpu=0 if one_gpu else task.local_rank,
+        meeting=f"tcp://{host}:{port}?rank={task.rank}&world_size={task.tasks}",
+        restarted=task.requeued,
+    )
+
+
+def _by_torchrun(environment: Mapping[str, str]) -> Place:
+    try:
+        rank, world_size, local_rank, local_world_size = (
+            int(environment.get(name, default))
+            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+        )
+    except ValueError as error:
+        raise RequestError(
+            f"RANK, WORLD_SIZE, LOCAL_RANK or LOCAL_WORLD_SIZE is not a number ({error}): unset them, or start with "
+            "torchrun"
+        ) from None
+    restarted = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return Place(rank, world_size, local_rank, local_world_size, local_rank, "env://", restarted)
