@@ -179,6 +179,10 @@ class LocalContext:
         files = f"{genotype}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
         return f"everything is in {self.run_dir}: {files}"
 
+    def describe_next(self) -> str:
+        """A message that says how to train the cell that a search has found."""
+        return f"train it: gaeanet train CONFIG --set hyperparameters.genotype={self.run_dir / GENOTYPE}"
+
     def _restore_log(self, path: Path) -> None:
         """Copies the log stored with a checkpoint into the run directory, so that it has no gap."""
         log = log_beside(path)

@@ -22,18 +22,34 @@ ROOT = Path(__file__).parents[2]
 Submit = Callable[..., str]
 TREE = {
     "data": {"num_workers_train": 1, "num_workers_val": 0},
-    "hyperparameters": {**NET, "epochs": 40, "drop_path_prob": 0.1, "validate_every": 5, "checkpoint_every": 3},
+    "hyperparameters": {**NET, "epochs": 20, "drop_path_prob": 0.1, "validate_every": 5, "checkpoint_every": 3},
 }
+GAEANET = """\
+#!{python}
+import os, sys, time
+from gaeanet.cli.main import main
+from gaeanet.training import job
+step = job.step
+def held(*arguments):
+    time.sleep(os.path.exists("held"))
+    step(*arguments)
+job.step = held
+sys.exit(main())
+"""
+"""The command, with a second for each step as long as there is a file `held`: time for Slurm to do something."""
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Slurm]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if reason := slurm.missing():
         pytest.skip(reason)
+    programs = tmp_path_factory.mktemp("bin")
+    (programs / "gaeanet").write_text(GAEANET.format(python=sys.executable))
+    (programs / "gaeanet").chmod(0o755)
     with Slurm() as cluster:
         cluster.environment.pop("OMP_NUM_THREADS", None)  # threads are to be Slurm's
-        programs = os.pathsep.join([str(Path(sys.executable).parent), cluster.environment["PATH"]])
-        cluster.environment.update(PYTHONPATH=str(ROOT), PATH=programs)
+        cluster.environment["PATH"] = f"{programs}{os.pathsep}{cluster.environment['PATH']}"
+        cluster.environment["PYTHONPATH"] = str(ROOT)
         yield cluster
 
 
@@ -65,7 +81,8 @@ def test_law_2_whatever_slurm_does_the_weights_are_the_same(
 ) -> None:
     """The time limit, a pre-emption and a lost node, one after another, in one job."""
     config, data, straight = undisturbed
-    run = tmp_path / "run"
+    run, held = tmp_path / "run", tmp_path / "held"
+    held.touch()
     job = submit(config, "--data", data, "--run-dir", run, options=("--time=60", "--signal=B:USR1@60"))
     output = tmp_path / f"{job}.log"
 
@@ -90,6 +107,7 @@ def test_law_2_whatever_slurm_does_the_weights_are_the_same(
     cluster.kill_node(NODES[1])
     cluster.wait_for_requeue(job, 3)
     assert "lost the other processes of this run" in output.read_text()
+    held.unlink()
     cluster.repair_node(NODES[1])
 
     cluster.wait_for(job, "COMPLETED")
@@ -107,6 +125,7 @@ def test_a_cancelled_job_is_saved_and_stays_cancelled(
     cluster: Slurm, submit: Submit, undisturbed: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     config, data, _ = undisturbed
+    (tmp_path / "held").touch()
     job = submit(config, "--data", data, "--run-dir", "run")
     wait_until(lambda: logged(tmp_path / "run") >= 3, "no step", timeout=120)
     cluster("scancel", job)
@@ -142,9 +161,10 @@ def test_srun_alone_is_enough(cluster: Slurm, undisturbed: tuple[Path, Path, Pat
 def test_a_port_that_is_taken_is_one_line(cluster: Slurm, undisturbed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     config, data, _ = undisturbed
     command = ["srun", "-n2", "--wait=5", "gaeanet", "train", config, "--data", data, "--run-dir", tmp_path / "run"]
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(AssertionError) as failed:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        cluster(*command, MASTER_PORT=str(port))
+        with pytest.raises(AssertionError) as failed:
+            cluster(*command, MASTER_PORT=str(port))
     lines = [line for line in str(failed.value).splitlines() if "gaeanet" in line and "process 0" in line]
     assert len(lines) == 1
     assert f"cannot meet at tcp://127.0.0.1:{port}" in lines[0]
