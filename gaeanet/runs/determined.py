@@ -215,8 +215,8 @@ class DeterminedContext(LocalContext):
     def describe_next(self) -> str:
         return (
             f"train it: det checkpoint download {self._newest} -o found, then gaeanet train CONFIG --set "
-            f"hyperparameters.genotype=found/{GENOTYPE}; on the cluster: copy it to cells/found.json and det experiment "
-            "create --config hyperparameters.genotype=cells/found.json FILE ."
+            f"hyperparameters.genotype=found/{GENOTYPE}; on the cluster: copy it to cells/found.json, then det "
+            "experiment create --config hyperparameters.genotype=cells/found.json FILE ."
         )
 
     def _report_line(self, line: dict[str, Any]) -> str | None:

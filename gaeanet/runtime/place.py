@@ -19,6 +19,7 @@ class Place:
         local_rank, local_world_size: The same on its machine.
         gpu: The index of its GPU among those that it can see.
         meeting: The URL by which PyTorch finds the other processes; None where no launcher started this one.
+        supervised: Whether the launcher ends all processes when one of them fails, as torchrun does.
         restarted: Whether the launcher has started this run before, so that what is in its directory is its own.
     """
 
@@ -28,6 +29,7 @@ class Place:
     local_world_size: int = 1
     gpu: int = 0
     meeting: str | None = None
+    supervised: bool = False
     restarted: bool = False
 
 
@@ -73,4 +75,6 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
             "torchrun"
         ) from None
     restarted = environment.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return Place(rank, world_size, local_rank, local_world_size, local_rank, "env://", restarted)
+    return Place(
+        rank, world_size, local_rank, local_world_size, local_rank, "env://", supervised=True, restarted=restarted
+    )

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from gaeanet.errors import RunError, reason
+from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.place import place
-from gaeanet.runtime.rendezvous import fresh_store
+from gaeanet.runtime.rendezvous import fresh_store, refusal_of_any
 from gaeanet.runtime.slurm import cores_of_task
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,6 +36,7 @@ class Processes:
 
     Raises:
         RunError: The processes do not find each other.
+        RequestError: Another one refuses to start; the message is its own.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,10 @@ class Processes:
         if "OMP_NUM_THREADS" not in os.environ and cores_of_task(os.environ):
             torch.set_num_threads(usable_cores())  # PyTorch counts the machine's cores where Slurm binds no task to its
         if here.meeting is not None:
-            store = fresh_store(PrefixStore("gaeanet", _meet(here.meeting)), self.rank, self.world_size)
+            store = PrefixStore("gaeanet", _meet(here.meeting))
+            if not here.supervised and (refusal := refusal_of_any(store, self.rank, self.world_size, None)):
+                raise RequestError(refusal)
+            store = fresh_store(store, self.rank, self.world_size)
             on_gpu = self.device.type == "cuda"
             if on_gpu:
                 torch.cuda.set_device(self.device)
@@ -100,10 +106,26 @@ class Processes:
             self._control = None
 
 
-def _meet(url: str) -> Store:
-    """The store that all processes of the run share, once each has come."""
+def report_refusal(reason: str) -> None:
+    """Lets the other processes of the run know that this one refuses to start: they would wait for it.
+
+    Nothing happens where there are none, or where their launcher ends them all when one has ended.
+    """
+    here = place()
+    if here.meeting is not None and not here.supervised:
+        with contextlib.suppress(RunError, dist.DistError):  # they have not come, or are gone
+            store = PrefixStore("gaeanet", _meet(here.meeting, _PATIENCE))
+            refusal_of_any(store, here.rank, here.world_size, reason)
+
+
+_PATIENCE = timedelta(minutes=5)
+"""How long a process that refuses to start waits for the others, which may still be importing."""
+
+
+def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
+    """The store that all processes of the run share."""
     try:
-        store: Store = next(rendezvous(url))[0]
+        store: Store = next(rendezvous(url, timeout=patience))[0]
     except (dist.DistError, OSError) as error:
         where = url.partition("?")[0]
         if where == "env://":

@@ -30,18 +30,18 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
-    assert place({}) == Place(0, 1, 0, 1, 0, None, False)
+    assert place({}) == Place(0, 1, 0, 1, 0, None, supervised=False, restarted=False)
 
 
 def test_torchrun_comes_before_slurm() -> None:
-    expected = Place(1, 4, 1, 2, 1, "env://", False)
+    expected = Place(1, 4, 1, 2, 1, "env://", supervised=True)
     assert place(TORCHRUN) == place({**STEP, **TORCHRUN}) == expected
     assert place({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "1"}).restarted
 
 
 def test_under_srun_the_place_is_the_tasks() -> None:
     meeting = f"tcp://gpu07:{port_of(4711, 0)}?rank=3&world_size=5"
-    assert place(STEP) == Place(3, 5, 1, 2, 1, meeting, False)
+    assert place(STEP) == Place(3, 5, 1, 2, 1, meeting, supervised=False)
     assert place({**STEP, "SLURM_RESTART_COUNT": "2"}).restarted
     elsewhere = {**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     assert place(elsewhere).meeting == "tcp://10.0.0.1:29500?rank=3&world_size=5"
