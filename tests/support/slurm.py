@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+from services import end_with_the_tests
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel", "squeue", "sinfo")
 NODES = ("127.0.0.1", "127.0.0.2")
 """The nodes' names are addresses, so that the first of the list can be reached without a name service."""
@@ -199,7 +201,12 @@ class Slurm:
         output = open(self.dir / f"{name}.out", "ab")  # noqa: SIM115 (the daemon's)
         with output:
             self._daemons[name] = subprocess.Popen(
-                command, env=self.environment, stdout=output, stderr=output, start_new_session=True
+                command,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=end_with_the_tests,
             )
 
 
