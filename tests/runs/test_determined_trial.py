@@ -172,7 +172,7 @@ def test_a_trial_that_the_search_has_ended_saves_and_is_complete(tmp_path: Path,
     assert "acknowledged" not in master.events
 
 
-def test_field_report_75_trials_on_one_machine_share_its_cores(tmp_path: Path) -> None:
+def test_trials_on_one_machine_share_its_cores(tmp_path: Path) -> None:
     with Master() as master:
         submit(master, tmp_path, **{**TINY, "hyperparameters.epochs": 1})
         master.agent_slots = 1000
