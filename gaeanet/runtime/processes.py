@@ -47,7 +47,7 @@ class Processes:
         if "OMP_NUM_THREADS" not in os.environ and cores_of_task(os.environ):
             torch.set_num_threads(usable_cores())  # PyTorch counts the machine's cores where Slurm binds no task to its
         if here.meeting is not None:
-            store = PrefixStore("gaeanet", _meet(here.meeting))
+            store: Store = PrefixStore("gaeanet", _meet(here.meeting))
             if not here.supervised and (refusal := refusal_of_any(store, self.rank, self.world_size, None)):
                 raise RequestError(refusal)
             store = fresh_store(store, self.rank, self.world_size)

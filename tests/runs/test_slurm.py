@@ -79,7 +79,7 @@ def submit(cluster: Slurm, tmp_path: Path) -> Submit:
 def test_law_2_whatever_slurm_does_the_weights_are_the_same(
     cluster: Slurm, submit: Submit, undisturbed: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    """The time limit, a pre-emption and a lost node, one after another, in one job."""
+    """The time limit, a preemption and a lost node, one after another, in one job."""
     config, data, straight = undisturbed
     run, held = tmp_path / "run", tmp_path / "held"
     held.touch()

@@ -72,7 +72,7 @@ def missing() -> str | None:
 
 
 class Slurm:
-    """Two nodes of two cores, partitions `low` (the default) and `high`, which pre-empts it with 60 s of grace."""
+    """Two nodes of two cores, partitions `low` (the default) and `high`, which preempts it with 60 s of grace."""
 
     def __init__(self) -> None:
         # A short name: sockets are in it, and their names may be only about 100 characters long.
