@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from launch import free_port
-from services import Proxy
+from services import QUICK, Proxy
 from tiny import NET, read_log, same_but_for_speed, same_checkpoints
+
+from gaeanet.runs.mirror import Mirror
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
@@ -107,15 +109,19 @@ def test_two_nodes_run_the_command_and_new_ones_go_on_from_the_bucket(
     tree = {
         "name": "gaeanet",
         "data": {"num_workers_train": 0, "num_workers_val": 0},
-        "hyperparameters": {**NET, "epochs": 2},
+        "hyperparameters": {**NET, "epochs": 2, "checkpoint_every": 3},
     }
     config.write_text(yaml.safe_dump(tree))
     values = {"CONFIG": str(config), "DATA": str(t3), "CHECKPOINTS": location}
     first = _run(engine, values, tmp_path / "first")
     assert "plan: global 4 = 2 processes x 2 x 1" in first
+    there = Mirror(location, QUICK)
+    for name in list(there.checkpoints())[1:]:  # the machines were lost earlier
+        there._client.delete(f"checkpoints/{name}/manifest.json")
+    (left,) = there.checkpoints()
     again = _run(engine, values, tmp_path / "second")
-    assert "downloaded step-" in again
-    assert "finished after 2 epochs, nothing to do" in again
+    assert f"downloaded {left} from {location}" in again
+    assert "resumed after step" in again
     runs = [tmp_path / machine / "node-0" / "runs" / "gaeanet" for machine in ("first", "second")]
     same_checkpoints(*runs)
     assert same_but_for_speed(*map(read_log, runs))

@@ -16,7 +16,7 @@ from launch import joined, logged, together
 from slurm import NODES, Slurm, wait_until
 from tiny import NET, make_folder, read_log, same_but_for_speed, same_checkpoints
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 Submit = Callable[..., str]
