@@ -36,8 +36,7 @@ from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
-from gaeanet.training.recorded import Recorder
-from gaeanet.training.step import step
+from gaeanet.training.recorded import Stepper
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda")
@@ -79,14 +78,10 @@ class Ours:
     def __init__(self, hp: Hyperparameters, compile: str | bool) -> None:
         hp = hp.model_copy(update={"compile": compile})
         self.learner = build_learner(hp, Processes())
-        self.objective, self.rates = Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE)
-        self.recorder = Recorder(self.learner, self.objective, self.rates)
+        self.stepper = Stepper(self.learner, Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE))
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        if self.learner.way.recorded:
-            self.recorder.step(images, labels)
-        else:
-            step(self.learner, images, labels, self.objective, self.rates)
+        self.stepper.step(images, labels)
 
 
 def batch_of(hp: Hyperparameters, count: int) -> tuple[Tensor, Tensor]:
@@ -151,7 +146,7 @@ def compared(title: str, hp: Hyperparameters, count: int, make: dict[str, Callab
 
 
 def distributed(**changes: Any) -> Hyperparameters:
-    hp = load_experiment(ROOT / "distributed.yaml").hyperparameters
+    hp = load_experiment(ROOT / "distributed.yaml", data=".").hyperparameters
     return hp.model_copy(update={"global_batch_size": 128, **changes})
 
 
@@ -174,7 +169,7 @@ def part_step() -> dict[str, Any]:
 
 
 def part_muon() -> dict[str, Any]:
-    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml").hyperparameters
+    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml", data=".").hyperparameters
     make = {f"compile: {way}": lambda way=way: Ours(hp, way) for way in ("graphs", "auto")}
     return compared("imagenette-5.yaml", hp, hp.global_batch_size, make)
 

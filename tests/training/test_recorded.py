@@ -18,9 +18,10 @@ from gaeanet.errors import RequestError
 from gaeanet.models.build import build_network
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
-from gaeanet.training import recorded
-from gaeanet.training.acceleration import choose
-from gaeanet.training.recorded import CannotRecord, Recorder
+from gaeanet.training import acceleration, recorded
+from gaeanet.training.acceleration import Way, choose
+from gaeanet.training.proof import Doubts
+from gaeanet.training.recorded import CannotRecord, Recorder, Stepper
 from gaeanet.training.step import step
 
 Run = Callable[..., Result]
@@ -143,6 +144,25 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
         assert all(torch.equal(value, before[group][name]) for name, value in tensors.items())
 
 
+def test_what_cannot_be_recorded_is_launched(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    launched, replayed = trainee(), trainee()
+    replayed.learner.way = Way("each step one CUDA graph", recorded=True)
+    said = []
+    for one in (launched, replayed):
+        stepper = Stepper(one.learner, one.objective, Rates(rates_of, 3, one.learner.device))
+        monkeypatch.setattr(recorded, "record", fail)
+        for seed in range(3):
+            said += stepper.step(*batch(seed))
+    assert len(said) == 1
+    assert said[0].startswith("steps cannot be recorded (operation not permitted when stream is capturing): ")
+    assert "launched one by one instead" in replayed.learner.way.text
+    for name, value in launched.network.state_dict().items():
+        assert torch.equal(replayed.network.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "words"),
     [
@@ -151,17 +171,21 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
         ({"sync_batch_norm": True}, ("cuda", 2), "cannot hold synchronised batch norm"),
     ],
 )
-def test_steps_that_cannot_be_recorded(changes: dict[str, Any], where: tuple[Any, ...], words: str) -> None:
+def test_steps_that_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], where: tuple[Any, ...], words: str
+) -> None:
+    monkeypatch.setattr(acceleration, "doubts", lambda *arguments: Doubts("why not", arguments[-1]))
     values = {**NET, "global_batch_size": BATCH, **changes}
     precision = str(changes.get("precision", "bf16"))
     asked = Hyperparameters(**{**values, "compile": "graphs"})
     network = build_network(asked)
     with pytest.raises(RequestError, match=rf"hyperparameters.compile: graphs {words}: use auto or false$"):
         choose(asked, network, precision, processes(*where))
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: value)
     way = choose(Hyperparameters(**{**values, "compile": "auto"}), network, precision, processes(*where))
     assert not way.recorded
     if where[0] == "cuda":
-        assert way.text == f"steps launched kernel by kernel: a CUDA graph {words}"
+        assert way.text == f"PyTorch's kernels (not our own: why not), launched one by one (a CUDA graph {words})"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
