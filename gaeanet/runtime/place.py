@@ -63,6 +63,17 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
     )
 
 
+def without_place(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that is to be alone, whatever started this one."""
+    return {name: value for name, value in environment.items() if name not in _NAMES}
+
+
+_NAMES = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    *("TORCHELASTIC_RESTART_COUNT", "SLURM_STEP_NUM_TASKS", "SLURM_RESTART_COUNT"),
+)
+
+
 def _by_torchrun(environment: Mapping[str, str]) -> Place:
     try:
         rank, world_size, local_rank, local_world_size = (

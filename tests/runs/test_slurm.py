@@ -19,24 +19,12 @@ from tiny import NET, make_folder, read_log, same_but_for_speed, same_checkpoint
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+HELD = ROOT / "tests" / "support" / "held.py"
 Submit = Callable[..., str]
 TREE = {
     "data": {"num_workers_train": 1, "num_workers_val": 0},
     "hyperparameters": {**NET, "epochs": 20, "drop_path_prob": 0.1, "validate_every": 5, "checkpoint_every": 3},
 }
-GAEANET = """\
-#!{python}
-import os, sys, time
-from gaeanet.cli.main import main
-from gaeanet.training import job
-step = job.step
-def held(*arguments):
-    time.sleep(os.path.exists("held"))
-    step(*arguments)
-job.step = held
-sys.exit(main())
-"""
-"""The command, with a second for each step as long as there is a file `held`: time for Slurm to do something."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +32,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if reason := slurm.missing():
         pytest.skip(reason)
     programs = tmp_path_factory.mktemp("bin")
-    (programs / "gaeanet").write_text(GAEANET.format(python=sys.executable))
+    (programs / "gaeanet").write_text(f'#!/bin/sh\nexec {sys.executable} {HELD} "$@"\n')
     (programs / "gaeanet").chmod(0o755)
     with Slurm() as cluster:
         cluster.environment.pop("OMP_NUM_THREADS", None)  # threads are to be Slurm's

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gaeanet.errors import RequestError
 from gaeanet.runtime import host
-from gaeanet.runtime.place import Place, place
+from gaeanet.runtime.place import Place, place, without_place
 from gaeanet.runtime.slurm import cores_of_task, first_host, port_of, read_task
 
 STEP = {
@@ -73,6 +73,13 @@ def test_what_no_launcher_writes_is_refused(change: dict[str, Any], message: str
     environment = {name: value for name, value in {**STEP, **change}.items() if value is not None}
     with pytest.raises(RequestError, match=message):
         place(environment)
+
+
+@pytest.mark.parametrize("environment", [STEP, TORCHRUN, {**STEP, **TORCHRUN, "SLURM_RESTART_COUNT": "1"}])
+def test_a_process_that_is_to_be_alone_is(environment: dict[str, str]) -> None:
+    kept = without_place({**environment, "PATH": "/bin"})
+    assert place(kept) == Place()
+    assert kept["PATH"] == "/bin"
 
 
 def test_a_refused_place_is_one_line(gaeanet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
