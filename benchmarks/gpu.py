@@ -1,7 +1,8 @@
-"""Measures training on a GPU, way by way, beside a plain script; all ways take turns in one run.
+"""Tests and measures training on a GPU, way by way, beside a plain script; all ways take turns in one run.
 
-    python benchmarks/gpu.py [step] [muon] [ready] [inference] [profile] [--out FILE.json]
+    python benchmarks/gpu.py [correct] [step] [muon] [ready] [inference] [profile] [--out FILE.json]
 
+    correct    the tests that need a GPU: kernels against float64, replayed steps against launched ones, resumed runs
     step       the network of distributed.yaml, batch 128 and 256: images/s and peak memory of each way
     muon       the step of imagenette-5.yaml
     ready      seconds from the start of a process to its first finished step, kernels' cache cold and warm
@@ -150,6 +151,22 @@ def distributed(**changes: Any) -> Hyperparameters:
     return hp.model_copy(update={"global_batch_size": 128, **changes})
 
 
+def part_correct() -> dict[str, int]:
+    """Nothing here needs the fixtures of the whole suite."""
+    tests = ROOT / "tests"
+    files = [*sorted((tests / "kernels" / "gpu").glob("cases_*.py")), tests / "training" / "test_recorded.py"]
+    found = {}
+    for file in files:
+        command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+        selection = ["-k", "on_a_gpu"] if file.name == "test_recorded.py" else ["-m", "not slow"]
+        ended = subprocess.run([*command, *selection, file], cwd=ROOT, capture_output=True, text=True)
+        print(f"{file.name}: {(ended.stdout.strip().splitlines() or ['no output'])[-1]}", flush=True)
+        if ended.returncode:
+            print(ended.stdout[-4000:] + ended.stderr[-1000:], flush=True)
+        found[file.name] = ended.returncode
+    return found
+
+
 def part_step() -> dict[str, Any]:
     found = {}
     for count in (128, 256):
@@ -231,7 +248,7 @@ def part_profile() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["step", "muon", "ready", "inference"])
+    parser.add_argument("parts", nargs="*", default=["correct", "step", "muon", "ready", "inference"])
     parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from gaeanet.config.experiment import Hyperparameters
@@ -54,6 +55,7 @@ def choose(hp: Hyperparameters, network: nn.Module, precision: str, processes: P
     kernels, graph = _doubts(hp, precision, processes, why_not)
     if kernels is None:
         fuse(network)
+        torch.backends.cudnn.deterministic = True  # in the stem; our own kernels repeat bit for bit anyway
     names = "own kernels" if kernels is None else f"PyTorch's kernels (not our own: {kernels})"
     if graph is None:
         return Way(f"{names}, each step one CUDA graph", recorded=True)
