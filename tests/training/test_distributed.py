@@ -316,6 +316,7 @@ def test_field_report_47_few_file_handles_end_in_a_hint(start: Start, experiment
     assert "ulimit -n" in out
 
 
+@pytest.mark.timeout(600)
 def test_law_6_nodes_come_and_go(
     agent: Agent,
     experiment_file: Write,
