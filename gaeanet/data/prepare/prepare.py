@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
+from gaeanet.data.prepare.spool import Spooled
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.sources.entries import is_hidden, is_image
 from gaeanet.data.sources.folder import FolderSource, read_table, table_of
+from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
 from gaeanet.data.sources.open import open_location
@@ -28,6 +30,8 @@ from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
+_SPOOL = ".spool"
+"""Where images lie for a while that cannot be read in the order of the shards."""
 _CHUNK = 256
 
 
@@ -49,8 +53,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     if _is_done(destination, facts):
         print(shown(f"{destination}: already holds all of {location}"))
         return
-    sizes = _sizes(source)
-    total = int(sum(array.sum() for array in sizes.values()))
+    total = source.total_bytes
     catalog = source.catalog
     counts = (
         f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
@@ -58,14 +61,19 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
         print(shown(note))
-    _begin(destination, facts, total)
+    _begin(destination, facts, 2 * total if shards and source.sequential else total)
     partial = destination / _PARTIAL
     try:
         with WorkProgress(total) as progress:
             if shards:
-                write_shards(source, sizes, destination, partial, shard_bytes, progress.add)
+                spool = destination / _SPOOL
+                readable_at_random = Spooled(source, spool) if source.sequential else source
+                write_shards(
+                    readable_at_random, _sizes(readable_at_random), destination, partial, shard_bytes, progress.add
+                )
+                shutil.rmtree(spool, ignore_errors=True)
             else:
-                _write_folders(source, sizes, destination, partial, progress)
+                _write_folders(source, destination, partial, progress)
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
@@ -91,6 +99,8 @@ def open_material(location: str) -> Source:
         or any((root / name).exists() for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     ):
         return open_location(location)
+    if source := open_foreign(root):
+        return source
     images = images_root(root)
     val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
@@ -154,16 +164,17 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 
 
-def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: WorkProgress) -> None:
+def _write_folders(source: Source, destination: Path, partial: Path, progress: WorkProgress) -> None:
     draft = partial / str(os.getpid())
     for split in ("train", "val"):
-        names, count = source.catalog.split(split), len(sizes[split])
-        for start in range(0, count, _CHUNK):
+        names, order = source.catalog.split(split), source.reading_order(split)
+        for start in range(0, len(order), _CHUNK):
             missing = []
-            for index in range(start, min(start + _CHUNK, count)):
+            for index in order[start : start + _CHUNK].tolist():
                 path = inside(destination / split, names.name(index))
-                if path.exists() and path.stat().st_size == sizes[split][index]:
-                    progress.add(int(sizes[split][index]), earlier=True)  # renamed into place, hence whole
+                size = path.stat().st_size if path.exists() else None
+                if size is not None and (source.sequential or size == source.size(split, index)):
+                    progress.add(size, earlier=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
             for index, data in zip(missing, source.fetch(split, missing)):

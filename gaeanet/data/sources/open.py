@@ -11,6 +11,7 @@ from gaeanet.config.schedule import Batches
 from gaeanet.data.sources.archives import ArchiveSource
 from gaeanet.data.sources.catalog import check_class_count
 from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, UNFINISHED
 from gaeanet.data.sources.shards import BucketShardSource, ShardSource
 from gaeanet.data.sources.source import Source
@@ -37,6 +38,11 @@ def open_source(experiment: Experiment) -> Source:
         )
     else:
         source = open_location(location, data)
+    if source.sequential:
+        raise RequestError(
+            f"{location}: parquet files cannot be read in random order: gaeanet prepare {location} DESTINATION first, "
+            f"which writes {source.total_bytes / 1e9:.3g} GB"
+        )
     check_class_count(source.catalog, hp.num_classes, source.location)
     if data.minival is not None:
         source = with_minival(source, data.minival)
@@ -81,6 +87,8 @@ def open_location(location: str, data: Data | None = None) -> Source:
         return ShardSource(location)
     if any((root / name).exists() for name in ARCHIVES.values()):
         return ArchiveSource(location)
+    if root.is_dir() and not (root / UNFINISHED).exists() and (source := open_foreign(root)):
+        return source
     return FolderSource(location)
 
 
