@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, writ
 from gaeanet.data.prepare.spool import Spooled
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.sources.entries import is_hidden, is_image
-from gaeanet.data.sources.folder import FolderSource, read_table, table_of
+from gaeanet.data.sources.folder import Files, FolderSource, read_table, table_of
 from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
@@ -35,8 +36,20 @@ _SPOOL = ".spool"
 _CHUNK = 256
 
 
-def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int = SHARD_BYTES) -> None:
+def prepare(
+    location: str,
+    destination: Path,
+    *,
+    shards: bool,
+    shard_bytes: int = SHARD_BYTES,
+    columns: Sequence[str] | None = None,
+    link: bool = False,
+) -> None:
     """Writes the images at `location` into `destination`, as class folders or as shards.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
+        link: Makes symbolic links to image files instead of copies.
 
     Raises:
         RequestError: `location` cannot be read or is not whole, or `destination` holds something else.
@@ -46,14 +59,17 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         raise RequestError(
             f"{destination}: prepare writes to a directory; upload that with gcloud storage cp, aws s3 cp or azcopy"
         )
-    source = open_material(location)
+    source = open_material(location, columns)
+    if link and (shards or not isinstance(source, Files)):
+        what = "shards hold copies" if shards else f"{location} holds no image files"
+        raise RequestError(f"--link: {what}: leave it out")
     check_names(source.catalog, location)
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
     if _is_done(destination, facts):
         print(shown(f"{destination}: already holds all of {location}"))
         return
-    total = source.total_bytes
+    total = 0 if link else source.total_bytes
     catalog = source.catalog
     counts = (
         f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
@@ -73,7 +89,7 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
                 )
                 shutil.rmtree(spool, ignore_errors=True)
             else:
-                _write_folders(source, destination, partial, progress)
+                _write_folders(source, destination, partial, progress, link)
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
@@ -90,17 +106,28 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     print(shown(f"wrote {destination}: {counts}"))
 
 
-def open_material(location: str) -> Source:
-    """The images at `location`, a flat validation folder included if its classes can be known."""
+def open_material(location: str, columns: Sequence[str] | None = None) -> Source:
+    """The images at `location`, a flat validation folder included if its classes can be known.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
+
+    Raises:
+        RequestError: They cannot be read, or `columns` is given and there is no table.
+    """
     root = Path(location).expanduser()
+    if "://" not in location and not (root / UNFINISHED).exists() and not (root / INDEX).exists():
+        if not any((root / name).exists() for name in ARCHIVES.values()):
+            if source := open_foreign(location, columns):
+                return source
+    if columns:
+        raise RequestError(f"{location}: holds no table: --columns names a table's columns")
     if (
         "://" in location
         or not root.is_dir()
         or any((root / name).exists() for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     ):
         return open_location(location)
-    if source := open_foreign(root):
-        return source
     images = images_root(root)
     val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
     if val is None or not (images / "train").is_dir():
@@ -164,7 +191,7 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 
 
-def _write_folders(source: Source, destination: Path, partial: Path, progress: WorkProgress) -> None:
+def _write_folders(source: Source, destination: Path, partial: Path, progress: WorkProgress, link: bool) -> None:
     draft = partial / str(os.getpid())
     for split in ("train", "val"):
         names, order = source.catalog.split(split), source.reading_order(split)
@@ -177,7 +204,13 @@ def _write_folders(source: Source, destination: Path, partial: Path, progress: W
                     progress.add(size, earlier=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
-            for index, data in zip(missing, source.fetch(split, missing)):
+            for index in missing if link else ():
+                path = inside(destination / split, names.name(index))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft.unlink(missing_ok=True)
+                draft.symlink_to(os.path.abspath(source.path(split, index)))
+                draft.replace(path)
+            for index, data in () if link else zip(missing, source.fetch(split, missing)):
                 data = readable(data, source.path(split, index))
                 path = inside(destination / split, names.name(index))
                 path.parent.mkdir(parents=True, exist_ok=True)

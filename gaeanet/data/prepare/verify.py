@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -22,14 +22,17 @@ _NAMED = 20
 """Images that a report names; the rest are counted."""
 
 
-def verify(location: str) -> None:
+def verify(location: str, columns: Sequence[str] | None = None) -> None:
     """Decodes every image at `location` and prints what is odd about them.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
 
     Raises:
         RequestError: The images cannot be read.
         RunError: Some do not decode; they have been named.
     """
-    source = open_material(location)
+    source = open_material(location, columns)
     check_imagenet_is_whole(source.catalog, location)
     total = sum(len(source.catalog.split(split)) for split in ("train", "val"))
     odd: Counter[str] = Counter()

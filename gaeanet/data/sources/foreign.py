@@ -1,28 +1,36 @@
-"""Formats that others write ImageNet in, told apart by looking at the files: webdataset shards, parquet files."""
+"""Formats that others write ImageNet in, told apart by looking: webdataset shards, parquet files, tables."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from gaeanet.data.sources.layout import SPLIT_FOLDERS
-from gaeanet.data.sources.parquet import ParquetSource
+from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
+from gaeanet.data.sources.parquet import ParquetSource, holds_images
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.split_files import files_of_splits
+from gaeanet.data.sources.table import is_table, open_tables
 from gaeanet.data.sources.webdataset import open_webdataset
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, reason
 
 _CLASS_ARCHIVE = re.compile(r"(?:.*/)?n\d{8}\.tar")
 """The archive of one class, as ILSVRC2012_img_train.tar holds a thousand of: no shard."""
 
 
-def open_foreign(root: Path) -> Source | None:
-    """The images in a directory that holds one of these formats, None where it holds none.
+def open_foreign(location: str, columns: Sequence[str] | None = None) -> Source | None:
+    """The images of a directory or table in one of these formats, None where it is none.
+
+    Args:
+        columns: Names of a table's columns of images, labels and, as a third, splits; None to find them.
 
     Raises:
-        RequestError: It holds one that is damaged or incomplete, or two of them.
+        RequestError: It is one that is damaged or incomplete, or there are two of them.
     """
-    if _has_class_folders(root):
+    root = Path(location).expanduser()
+    if root.is_file():
+        return open_tables(location, [root], columns) if is_table(root.name) or root.suffix == ".parquet" else None
+    if not root.is_dir() or _has_class_folders(images_root(root)):
         return None
     files = files_of_splits(root)
     parquet = [file for file in files if file.endswith(".parquet")]
@@ -32,13 +40,21 @@ def open_foreign(root: Path) -> Source | None:
             f"{root}: holds {len(parquet)} parquet files and {len(tars)} tar files: name a directory with one kind"
         )
     if parquet:
-        return ParquetSource(root, parquet)
+        if holds_images(root / parquet[0], columns):
+            return ParquetSource(root, parquet, columns)
+        return open_tables(location, [root / file for file in parquet], columns)
     if tars:
         return open_webdataset(root, tars)
-    return None
+    tables = [root / file for file in files if is_table(file) and "/" not in file]
+    return open_tables(location, tables, columns) if tables else None
 
 
 def _has_class_folders(root: Path) -> bool:
-    """Whether both splits are there as directories of directories."""
-    splits = [next((root / name for name in names if (root / name).is_dir()), None) for names in SPLIT_FOLDERS.values()]
-    return all(split is not None and any(path.is_dir() for path in split.iterdir()) for split in splits)
+    """Whether training is there as a directory of directories, and validation as a directory."""
+    train, val = (
+        next((root / name for name in names if (root / name).is_dir()), None) for names in SPLIT_FOLDERS.values()
+    )
+    try:
+        return train is not None and val is not None and any(path.is_dir() for path in train.iterdir())
+    except OSError as error:
+        raise RequestError(f"{train}: cannot be listed: {reason(error)}") from None

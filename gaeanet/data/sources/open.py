@@ -87,7 +87,7 @@ def open_location(location: str, data: Data | None = None) -> Source:
         return ShardSource(location)
     if any((root / name).exists() for name in ARCHIVES.values()):
         return ArchiveSource(location)
-    if root.is_dir() and not (root / UNFINISHED).exists() and (source := open_foreign(root)):
+    if not (root / UNFINISHED).exists() and (source := open_foreign(location)):
         return source
     return FolderSource(location)
 

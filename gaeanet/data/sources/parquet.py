@@ -7,7 +7,7 @@ other (`gaeanet prepare`), never at random.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,11 +56,11 @@ class ParquetSource(Source):
 
     sequential = True
 
-    def __init__(self, root: Path, files: list[str]) -> None:
+    def __init__(self, root: Path, files: list[str], columns: Sequence[str] | None = None) -> None:
         self.location, self.notes = str(root), []
-        splits = by_split(files, root, "parquet files", lambda file: _labelled(root / file))
+        splits = by_split(files, root, "parquet files", lambda file: _labelled(root / file, columns))
         self._units = {split: [root / file for file in names] for split, names in splits.items()}
-        self._columns = _common_columns([path for paths in self._units.values() for path in paths])
+        self._columns = _common_columns([path for paths in self._units.values() for path in paths], columns)
         samples = Samples(
             {split: list(map(str, paths)) for split, paths in self._units.items()}, self._columns.class_names
         )
@@ -211,19 +211,30 @@ def _first_suffix(file: Any, path: Path, columns: Columns) -> str:
     return ".jpg"
 
 
-def _labelled(path: Path) -> bool:
+def holds_images(path: Path, asked: Sequence[str] | None) -> bool:
+    """Whether images are in a parquet file, and not only the names of files."""
+    types = needed("pyarrow", "parquet").types
+    with _opened(path) as file:
+        fields = [field for field in file.schema_arrow if not asked or field.name == asked[0]]
+    kinds = (types.is_struct, types.is_binary, types.is_large_binary)
+    return any(kind(field.type) for field in fields for kind in kinds) or not any(
+        types.is_string(field.type) or types.is_large_string(field.type) for field in fields
+    )
+
+
+def _labelled(path: Path, asked: Sequence[str] | None) -> bool:
     """Whether a file of a test split has labels: ImageNet's are all -1."""
     with _opened(path) as file:
-        columns = find_columns(file.schema_arrow, path)
+        columns = find_columns(file.schema_arrow, path, asked)
         batch = next(_batches(file, path, 1, [columns.label]), None)
         return batch is not None and batch.column(columns.label).to_pylist()[0] not in (None, -1)
 
 
-def _common_columns(paths: list[Path]) -> Columns:
+def _common_columns(paths: list[Path], asked: Sequence[str] | None) -> Columns:
     first: Columns | None = None
     for path in paths:
         with _opened(path) as file:
-            columns = find_columns(file.schema_arrow, path)
+            columns = find_columns(file.schema_arrow, path, asked)
         first = first or columns
         if columns != first:
             what = "class names" if columns[:3] == first[:3] else "columns of images and labels"
@@ -232,8 +243,11 @@ def _common_columns(paths: list[Path]) -> Columns:
     return first
 
 
-def find_columns(schema: Any, path: Path) -> Columns:
+def find_columns(schema: Any, path: Path, asked: Sequence[str] | None = None) -> Columns:
     """The columns of images and labels in a table's schema (`pyarrow.Schema`), by their names and types.
+
+    Args:
+        asked: Their names, None to find them.
 
     Raises:
         RequestError: There are none, or several that might be.
@@ -252,10 +266,13 @@ def find_columns(schema: Any, path: Path) -> Columns:
             is_label.add(field.name)
     names = _class_names(schema, path)
     has = ", ".join(shown(name) for name in schema.names[:8]) + (", ..." if len(schema.names) > 8 else "")
-    image = _chosen(list(has_path), _IMAGES)
+    if asked and (unknown := [name for name in asked[:2] if name not in schema.names]):
+        raise RequestError(f"{path}: has no column {shown(unknown[0])}, its columns are {has}")
+    image = _chosen(list(has_path), asked[:1] if asked else _IMAGES, not asked)
     if image is None:
         raise RequestError(f"{path}: has no column of images (called image), its columns are {has}")
-    label = _chosen([name for name in names if name in is_label], _LABELS) or _chosen(sorted(is_label), _LABELS, False)
+    label = None if asked else _chosen([name for name in names if name in is_label], _LABELS)
+    label = label or _chosen(sorted(is_label), asked[1:2] if asked else _LABELS, False)
     if label is None:
         raise RequestError(f"{path}: has no column of labels (called label), its columns are {has}")
     struct = types.is_struct(schema.field(image).type)
