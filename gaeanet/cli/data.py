@@ -14,8 +14,8 @@ from gaeanet.runtime.imports import importing
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns a data set into class folders or shards; stopped, it continues.
 
-    SOURCE is a directory of class folders, ImageNet's archives, shards, webdataset tars, or parquet files of Hugging
-    Face; a table (CSV, TSV, JSON lines, parquet) of image files and labels; or a bucket's URL. docs/data.md has a line
+    SOURCE is a directory of class folders, ImageNet's archives, shards, webdataset tars, parquet files of Hugging
+    Face, TFRecords or MDS; a table (CSV, TSV, JSON lines, parquet) of image files and labels; or a bucket's URL. docs/data.md has a line
     for each.
     """
     with importing():

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 import webdataset
+from tfrecord.writer import TFRecordWriter
 
 HF = {"train": "train", "val": "validation"}
 
@@ -70,4 +73,76 @@ def tars(folder: Path, root: Path, per_shard: int = 7, keys: str = "name") -> Pa
             "shard_lengths": lengths,
         }
     (root / "_info.json").write_text(json.dumps({"splits": splits}))
+    return root
+
+
+def tfrecords(folder: Path, root: Path, form: str, shards: int = 3) -> Path:
+    """TFRecords, written by the package `tfrecord`.
+
+    Args:
+        form: `google` for Google's script (labels from 1, synsets), `tfds` for TensorFlow Datasets (labels from 0).
+    """
+    root.mkdir(parents=True)
+    lengths = {}
+    for split in ("train", "val"):
+        prefix = HF[split] if form == "google" else f"imagenet2012-{HF[split]}.tfrecord"
+        found = list(samples(folder, split))
+        lengths[HF[split]] = [len(found[k::shards]) for k in range(shards)]
+        for k in range(shards):
+            writer = TFRecordWriter(str(root / f"{prefix}-{k:05d}-of-{shards:05d}"))
+            for wnid, label, file in found[k::shards]:
+                if form == "google":
+                    features = {
+                        "image/encoded": (file.read_bytes(), "byte"),
+                        "image/class/label": (label + 1, "int"),
+                        "image/class/synset": (wnid.encode(), "byte"),
+                        "image/filename": (file.name.encode(), "byte"),
+                        "image/object/bbox/xmin": ([0.25, 0.5], "float"),
+                    }
+                else:
+                    names = {"image": (file.read_bytes(), "byte"), "file_name": (file.name.encode(), "byte")}
+                    features = {**names, "label": (label, "int")}
+                writer.write(features)
+            writer.close()
+    if form == "tfds":
+        (root / "label.labels.txt").write_text("n00000000\nn00000001\nn00000002\n")
+        splits = [{"name": name, "shardLengths": list(map(str, counts))} for name, counts in lengths.items()]
+        (root / "dataset_info.json").write_text(json.dumps({"name": "imagenet2012", "splits": splits}))
+    return root
+
+
+def mds(folder: Path, root: Path, per_shard: int = 7) -> Path:
+    """An MDS directory by a writer of our own: mosaicml-streaming's needs a NumPy older than ours."""
+    for split in ("train", "val"):
+        directory = root / split
+        directory.mkdir(parents=True)
+        found, shards = list(samples(folder, split)), []
+        for number, start in enumerate(range(0, len(found), per_shard)):
+            bodies = []
+            for wnid, label, file in found[start : start + per_shard]:
+                name, image = f"{wnid}/{file.name}".encode(), file.read_bytes()
+                sizes = struct.pack("<II", len(name), len(image))
+                bodies.append(sizes + name + image + struct.pack("<q", label))
+            config = json.dumps({"version": 2, "format": "mds"}).encode()
+            begin = 4 * (len(bodies) + 2) + len(config)
+            ends = np.cumsum([begin, *map(len, bodies)]).astype("<u4")
+            data = struct.pack("<I", len(bodies)) + ends.tobytes() + config + b"".join(bodies)
+            basename = f"shard.{number:05d}.mds"
+            (directory / basename).write_bytes(data)
+            shards.append(
+                {
+                    "column_names": ["filename", "image", "label"],
+                    "column_encodings": ["str", "jpeg", "int"],
+                    "column_sizes": [None, None, 8],
+                    "compression": None,
+                    "format": "mds",
+                    "hashes": [],
+                    "raw_data": {"basename": basename, "bytes": len(data), "hashes": {}},
+                    "samples": len(bodies),
+                    "size_limit": 1 << 26,
+                    "version": 2,
+                    "zip_data": None,
+                }
+            )
+        (directory / "index.json").write_text(json.dumps({"shards": shards, "version": 2}))
     return root

@@ -1,4 +1,4 @@
-"""Formats that others write ImageNet in, told apart by looking: webdataset shards, parquet files, tables."""
+"""Formats that others write ImageNet in, told apart by looking: webdataset shards, parquet, TFRecords, MDS, tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
+from gaeanet.data.sources.mds import is_mds, open_mds
 from gaeanet.data.sources.parquet import ParquetSource, holds_images
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.split_files import files_of_splits
 from gaeanet.data.sources.table import is_table, open_tables
+from gaeanet.data.sources.tfrecord import is_tfrecord, open_tfrecords
 from gaeanet.data.sources.webdataset import open_webdataset
 from gaeanet.errors import RequestError, reason
 
@@ -45,6 +47,10 @@ def open_foreign(location: str, columns: Sequence[str] | None = None) -> Source 
         return open_tables(location, [root / file for file in parquet], columns)
     if tars:
         return open_webdataset(root, tars)
+    if records := [file for file in files if is_tfrecord(file)]:
+        return open_tfrecords(root, records)
+    if indexes := [file for file in files if file.rsplit("/", 1)[-1] == "index.json" and is_mds(root / file)]:
+        return open_mds(root, indexes)
     tables = [root / file for file in files if is_table(file) and "/" not in file]
     return open_tables(location, tables, columns) if tables else None
 

@@ -79,9 +79,9 @@ class ParquetSource(Source):
             row, suffix = 0, _first_suffix(file, path, self._columns)
             wanted = [f"{image}.path", label] if has_path else [label]
             for batch in _batches(file, path, 65_536, wanted):
-                labels = batch.column(label).to_pylist()
+                labels = _values(batch, label, path)
                 names = (
-                    [entry and entry["path"] for entry in batch.column(image).to_pylist()]
+                    [entry and entry["path"] for entry in _values(batch, image, path)]
                     if has_path
                     else [None] * len(labels)
                 )
@@ -162,7 +162,7 @@ class _Stream:
             batch = next(self._batches, None)
             if batch is None:
                 raise RequestError(f"{self._path}: ends before row {row}: download it again")
-            column = batch.column(self._columns.image).to_pylist()
+            column = _values(batch, self._columns.image, self._path)
             self._images = [entry and entry["bytes"] for entry in column] if self._columns.has_path else column
             self._next, self._end = self._end, self._end + len(column)
         return self._images[row - self._next]
@@ -190,6 +190,13 @@ def _batches(file: Any, path: Path, rows: int, columns: list[str], groups: list[
         raise _damaged(path, error) from None
 
 
+def _values(batch: Any, column: str, path: Path) -> list[Any]:
+    try:
+        return list(batch.column(column).to_pylist())
+    except Exception as error:  # a name that is not UTF-8, as damage leaves it
+        raise _damaged(path, error) from None
+
+
 def _bytes_of(file: Any, column: str) -> int:
     """Bytes of a column's values, by the file's own account."""
     total, metadata = 0, file.metadata
@@ -205,7 +212,7 @@ def _first_suffix(file: Any, path: Path, columns: Columns) -> str:
     """What a file is called whose name is not told: as the first image's content."""
     wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
     for batch in _batches(file, path, 1, [wanted]):
-        entry = batch.column(columns.image).to_pylist()[0]
+        entry = _values(batch, columns.image, path)[0]
         data = (entry and entry["bytes"]) if columns.has_path else entry
         return suffix_of(data or b"")
     return ".jpg"
@@ -227,7 +234,7 @@ def _labelled(path: Path, asked: Sequence[str] | None) -> bool:
     with _opened(path) as file:
         columns = find_columns(file.schema_arrow, path, asked)
         batch = next(_batches(file, path, 1, [columns.label]), None)
-        return batch is not None and batch.column(columns.label).to_pylist()[0] not in (None, -1)
+        return batch is not None and _values(batch, columns.label, path)[0] not in (None, -1)
 
 
 def _common_columns(paths: list[Path], asked: Sequence[str] | None) -> Columns:

@@ -32,8 +32,8 @@ class RangeSource(Source):
         self.location, self.notes = location, list(notes)
         self._units = units
         self._files: dict[str, int] = {}
-        self.catalog, order = samples.catalog(location, self.notes)
-        self._ranges = {split: Ranges.of(samples.rows[split], order[split]) for split in units}
+        self.catalog, self._order = samples.catalog(location, self.notes)
+        self._ranges = {split: Ranges.of(samples.rows[split], self._order[split]) for split in units}
         for split, ranges in self._ranges.items():
             if (largest := int(ranges.sizes.argmax())) >= 0 and ranges.sizes[largest] > MOST_BYTES:
                 raise RequestError(

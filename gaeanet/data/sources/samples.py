@@ -70,7 +70,16 @@ class Samples:
         self._keys: dict[Label, int] = {}
         self._wnids: dict[str, int] = {}
 
-    def add(self, split: str, name: str, label: Label | None, unit: int, offset: int = 0, size: int = 0) -> None:
+    def add(
+        self,
+        split: str,
+        name: str,
+        label: Label | None,
+        unit: int,
+        offset: int = 0,
+        size: int = 0,
+        wnid: str | None = None,
+    ) -> None:
         """Adds a sample.
 
         Args:
@@ -78,12 +87,18 @@ class Samples:
             label: Number or name of its class; None where only its name may tell.
             unit: Number of the file it is in.
             offset, size: Where its bytes are in that file.
+            wnid: Its WordNet id, where the format has that beside the label.
 
         Raises:
             RequestError: Nothing tells its class, or what does is no class.
         """
         found = _IN_NAME.search(name)
-        wnid = (found[1] or found[2]) if found else None
+        named = (found[1] or found[2]) if found else None
+        if wnid is not None and named not in (None, wnid):
+            raise RequestError(
+                f"{self._place(split, unit, name)}: its WordNet id is {wnid}, its name says {named}: one is wrong"
+            )
+        wnid = wnid or named
         if isinstance(label, str) and _INTEGER.fullmatch(label):
             label = int(label)
         if label is None:

@@ -23,8 +23,11 @@ from gaeanet.runtime.names import inside, shortened, shown
 _TEXT = {".csv": ",;\t", ".tsv": "\t"}
 _JSON_LINES = (".jsonl", ".ndjson")
 _SPLITS = ("split", "set", "subset", "partition")
-_IMAGES = "path file file_name filename file_path filepath image image_path image_id imageid img id name".split()
-_LABELS = "label labels class class_name target category wnid synset label_id class_id".split()
+_IMAGES = (
+    ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path")
+    + ("image_id", "imageid", "img", "id", "name")
+)  # fmt: skip
+_LABELS = ("label", "labels", "class", "class_name", "target", "category", "wnid", "synset", "label_id", "class_id")
 _FOLDERS = ("", "images", "img", "data")
 _MOST_LINE = 1 << 20
 
