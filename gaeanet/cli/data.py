@@ -14,9 +14,9 @@ from gaeanet.runtime.imports import importing
 def prepare(arguments: argparse.Namespace) -> None:
     """Turns a data set into class folders or shards; stopped, it continues.
 
-    SOURCE is a directory of class folders, ImageNet's archives, shards, webdataset tars, parquet files of Hugging
-    Face, TFRecords or MDS; a table (CSV, TSV, JSON lines, parquet) of image files and labels; or a bucket's URL. docs/data.md has a line
-    for each.
+    SOURCE is a directory of class folders, ImageNet's archives, shards, webdataset tars, parquet or
+    Arrow files of Hugging Face, TFRecords or MDS; a table (CSV, TSV, JSON lines, parquet) of image files and labels;
+    or a bucket's URL. docs/data.md has a line for each.
     """
     with importing():
         from gaeanet.data.prepare.prepare import prepare as run

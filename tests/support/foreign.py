@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,34 @@ def tars(folder: Path, root: Path, per_shard: int = 7, keys: str = "name") -> Pa
             "shard_lengths": lengths,
         }
     (root / "_info.json").write_text(json.dumps({"splits": splits}))
+    return root
+
+
+def arrow(folder: Path, root: Path) -> Path:
+    """What `datasets` writes by `save_to_disk`."""
+    splits = {}
+    classes = sorted(path.name for path in (folder / "train").iterdir())
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    for split in ("train", "val"):
+        rows = [
+            {"image": {"bytes": file.read_bytes(), "path": file.name}, "label": number}
+            for _, number, file in samples(folder, split)
+        ]
+        splits[HF[split]] = datasets.Dataset.from_list(rows, features=features)
+    datasets.DatasetDict(splits).save_to_disk(root, num_shards={"train": 3, "validation": 1})
+    return root
+
+
+def gunzipped(folder: Path, root: Path) -> Path:
+    """Hugging Face's older archives, without their compression: flat names that end in the WordNet id."""
+    root.mkdir(parents=True)
+    for split, count in (("train", 3), ("val", 1)):
+        found = list(samples(folder, split))
+        for k in range(count):
+            name = "val_images.tar" if split == "val" else f"train_images_{k}.tar"
+            with tarfile.open(root / name, "w") as tar:
+                for wnid, _, file in found[k::count]:
+                    tar.add(file, f"{file.stem}_{wnid}{file.suffix}")
     return root
 
 

@@ -1,4 +1,4 @@
-"""Formats that others write ImageNet in, told apart by looking: webdataset shards, parquet, TFRecords, MDS, tables."""
+"""Formats that others write ImageNet in, told apart by looking: tars, parquet, Arrow, TFRecords, MDS, tables."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gaeanet.data.sources.arrow import open_arrow
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
 from gaeanet.data.sources.mds import is_mds, open_mds
 from gaeanet.data.sources.parquet import ParquetSource, holds_images
 from gaeanet.data.sources.source import Source
-from gaeanet.data.sources.split_files import files_of_splits
+from gaeanet.data.sources.split_files import files_of_splits, split_of
 from gaeanet.data.sources.table import is_table, open_tables
 from gaeanet.data.sources.tfrecord import is_tfrecord, open_tfrecords
 from gaeanet.data.sources.webdataset import open_webdataset
 from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.names import shown
 
 _CLASS_ARCHIVE = re.compile(r"(?:.*/)?n\d{8}\.tar")
 """The archive of one class, as ILSVRC2012_img_train.tar holds a thousand of: no shard."""
+
+
+_CACHE = re.compile(r"(?:.*/)?(?:cache|tmp)[-_a-z0-9]*\.arrow")
+"""What `datasets` keeps of its computations beside its data."""
 
 
 def open_foreign(location: str, columns: Sequence[str] | None = None) -> Source | None:
@@ -47,6 +53,14 @@ def open_foreign(location: str, columns: Sequence[str] | None = None) -> Source 
         return open_tables(location, [root / file for file in parquet], columns)
     if tars:
         return open_webdataset(root, tars)
+    if arrow := [file for file in files if file.endswith(".arrow") and not _CACHE.fullmatch(file)]:
+        return open_arrow(root, arrow)
+    packed = [file for file in files if file.endswith((".tar.gz", ".tgz")) and split_of(file) and "devkit" not in file]
+    if packed:
+        raise RequestError(
+            f"{root}: {packed[0]} is compressed, so that no image can be read alone: gunzip its {len(packed)} such "
+            f"files first ({', '.join(map(shown, packed[:3]))}{', ...' * (len(packed) > 3)})"
+        )
     if records := [file for file in files if is_tfrecord(file)]:
         return open_tfrecords(root, records)
     if indexes := [file for file in files if file.rsplit("/", 1)[-1] == "index.json" and is_mds(root / file)]:

@@ -46,6 +46,8 @@ PLACES: dict[str, Callable[[Path, Path], Path]] = {
     "Google's TFRecords": lambda folder, root: foreign.tfrecords(folder, root, "google"),
     "TFDS": lambda folder, root: foreign.tfrecords(folder, root, "tfds"),
     "MDS": foreign.mds,
+    "Arrow": foreign.arrow,
+    "gunzipped": foreign.gunzipped,
 }
 
 
@@ -135,10 +137,10 @@ def test_prepare_from_parquet_resumes_and_ends_with_the_same_files(
     assert files_of(tmp_path / "out") == files_of(tmp_path / "expected")
 
 
-def test_law_4_training_from_tars_tfrecords_and_mds_is_the_run_from_folders(
+def test_law_4_training_from_tars_tfrecords_mds_and_arrow_is_the_run_from_folders(
     gaeanet: Run, experiment_file: Callable[..., Path], place: Callable[[str], Path], photos: Path, tmp_path: Path
 ) -> None:
-    for name, location in (("folder", photos), *((name, place(name)) for name in ("tars", "TFDS", "MDS"))):
+    for name, location in (("folder", photos), *((name, place(name)) for name in ("tars", "TFDS", "MDS", "Arrow"))):
         result = gaeanet("train", experiment_file(epochs=1), "--data", location, "--run-dir", tmp_path / name)
         assert result.code == 0, result.err
         same_weights(tmp_path / "folder", tmp_path / name)
@@ -173,7 +175,7 @@ def test_verify_decodes_every_format(name: str, gaeanet: Run, place: Callable[[s
 # Refusals that all formats share: see also the formats' own below.
 
 
-@pytest.mark.parametrize("name", ["parquet", "tars", "Google's TFRecords", "TFDS", "MDS"])
+@pytest.mark.parametrize("name", ["parquet", "tars", "Google's TFRecords", "TFDS", "MDS", "Arrow"])
 def test_a_shard_that_is_missing_cut_short_or_damaged_is_named(
     name: str, place: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -373,7 +375,7 @@ def test_class_names_of_parquet_become_classes_and_imagenets_become_wordnet_ids(
         ] or names is english
 
 
-@pytest.mark.parametrize("name", ["Google's TFRecords", "TFDS", "MDS", "parquet"])
+@pytest.mark.parametrize("name", ["Google's TFRecords", "TFDS", "MDS", "Arrow", "parquet"])
 @given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bit_changed_gives_the_images_or_one_line(
@@ -486,6 +488,10 @@ def test_a_place_that_is_none_of_these_says_what_is_there(gaeanet: Run, tmp_path
     for name in ("a.zip", "b.zip", "c.h5", "deep/d.tar.gz", "deep/e.jpg", "deep/README"):
         (root / name).touch()
     refusal(root, "it holds 2 .zip files, 1 .h5 file, 1 .tar.gz file, 1 image file and 1 other")
+    (root / "train_images_0.tar.gz").touch()
+    refusal(
+        root, "train_images_0.tar.gz is compressed, so that no image can be read alone: gunzip its 1 such files first"
+    )
     for name in ("train.parquet", "train-0.tar"):
         (root / name).touch()
     refusal(root, "holds 1 parquet files and 1 tar files: name a directory with one kind")
