@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,12 @@ def _sample(
     path: Path, key: str, parts: dict[str, tuple[Member, bytes]], others: list[str]
 ) -> Iterator[tuple[str, Label | None, Member]]:
     images = [extension for extension in parts if f".{extension.rsplit('.', 1)[-1]}" in IMAGE_SUFFIXES]
-    where = f"{path}: {shown(shortened(key, 100))}"
+
+    def where() -> str:  # made only where it is needed: there are millions of samples
+        return f"{path}: {shown(shortened(key, 100))}"
+
     if len(images) > 1:
-        raise RequestError(f"{where}: has {len(images)} images ({', '.join(map(shown, images[:3]))}), must have one")
+        raise RequestError(f"{where()}: has {len(images)} images ({', '.join(map(shown, images[:3]))}), must have one")
     if not images:
         others.append(key)
         return
@@ -104,29 +107,29 @@ def _sample(
         member, content = parts["cls"]
         text = content.decode("utf-8", "replace").strip()
         if len(content) < member.size or not text or not text.isprintable() or len(text) > 200:
-            raise RequestError(f"{where}.cls: must hold a class's number or name, holds {shown(shortened(text))!r}")
+            raise RequestError(f"{where()}.cls: must hold a class's number or name, holds {shown(shortened(text))!r}")
         if label is not None and str(label) != text:
-            raise RequestError(f"{where}: its .cls says {shown(text)}, its .json {shown(str(label))}: one is wrong")
+            raise RequestError(f"{where()}: its .cls says {shown(text)}, its .json {shown(str(label))}: one is wrong")
         label = text
     yield name, label, parts[images[0]][0]
 
 
-def _json(where: str, member: Member, content: bytes) -> dict[str, Any]:
+def _json(where: Callable[[], str], member: Member, content: bytes) -> dict[str, Any]:
     try:
         if len(content) < member.size:
             raise ValueError(f"{member.size:,} bytes, at most {_MOST_TEXT:,} are read")
         facts = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{where}.json: not JSON ({reason(error)}): write the shard again") from None
+        raise RequestError(f"{where()}.json: not JSON ({reason(error)}): write the shard again") from None
     if not isinstance(facts, dict):
-        raise RequestError(f"{where}.json: must be an object with a label, is {shown(shortened(str(facts)))}")
+        raise RequestError(f"{where()}.json: must be an object with a label, is {shown(shortened(str(facts)))}")
     return facts
 
 
-def _label(where: str, value: Any) -> Label | None:
+def _label(where: Callable[[], str], value: Any) -> Label | None:
     if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool)):
         return value
-    raise RequestError(f"{where}.json: label must be a class's number or name, is {shown(shortened(str(value)))}")
+    raise RequestError(f"{where()}.json: label must be a class's number or name, is {shown(shortened(str(value)))}")
 
 
 def _members(path: Path) -> Iterator[tuple[Member, bytes]]:
