@@ -3,8 +3,8 @@
     python benchmarks/sources.py index --samples 1281167 --shards 1024
     python benchmarks/sources.py prepare --samples 4000 --bytes 110000
 
-`index` writes sparse tars (headers and labels are real, images are holes), so that a data set of ImageNet's size takes a
-few gigabytes. `prepare` writes random bytes as parquet, tars and class folders, on the disk of --directory.
+`index` writes sparse tars (headers and labels are real, images are holes), so a data set of ImageNet's size
+takes a few gigabytes. `prepare` writes random bytes as parquet, tars and class folders, on the disk of --directory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from gaeanet.data.sources.open import open_location
 imported = time.perf_counter()
 source = open_location(sys.argv[1])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(f"{len(source.catalog.train):,} samples: import {imported - start:.1f} s, open {time.perf_counter() - imported:.1f} s, "
+print(f"{len(source.catalog.train):,} samples: import {imported - start:.1f} s, "
+      f"open {time.perf_counter() - imported:.1f} s, processor {time.process_time():.1f} s, "
       f"peak {peak:.0f} MiB")
 """
 
@@ -94,8 +95,8 @@ def prepare(arguments: argparse.Namespace) -> None:
                 taken = timed(command + ["--shards"] * (form == "shards"))
                 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
                 print(
-                    f"{kind} to {form}: {megabytes / taken:.0f} MB/s, cp of the same bytes {megabytes / copied:.0f} MB/s: "
-                    f"{copied / taken:.2f} of its speed; largest process so far {peak:.0f} MiB"
+                    f"{kind} to {form}: {megabytes / taken:.0f} MB/s, cp of the same bytes "
+                    f"{megabytes / copied:.0f} MB/s: {copied / taken:.2f} of its speed; largest process so far {peak:.0f} MiB"
                 )
                 for path in (out, root / "copy"):
                     shutil.rmtree(path)

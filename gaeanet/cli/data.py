@@ -16,7 +16,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
     SOURCE is a directory of class folders, ImageNet's archives, shards, webdataset tars, parquet or
     Arrow files of Hugging Face, TFRecords or MDS; a table (CSV, TSV, JSON lines, parquet) of image files and labels;
-    or a bucket's URL. docs/data.md has a line for each.
+    a bucket's URL; or hf://datasets/NAME. docs/data.md has a line for each.
     """
     with importing():
         from gaeanet.data.prepare.prepare import prepare as run
@@ -40,7 +40,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "prepare", prepare, "convert a data set to class folders or shards")
-    command.add_argument("source", metavar="SOURCE", help="directory, table or bucket with the images")
+    command.add_argument("source", metavar="SOURCE", help="directory, table, bucket's URL or hf://datasets/NAME")
     command.add_argument("destination", metavar="DESTINATION", type=Path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
     command.add_argument(

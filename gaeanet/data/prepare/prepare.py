@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gaeanet.data.prepare.hub_copy import hub_copy
 from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
 from gaeanet.data.prepare.spool import Spooled
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
@@ -23,7 +24,16 @@ from gaeanet.data.sources.entries import is_hidden, is_image
 from gaeanet.data.sources.folder import Files, FolderSource, read_table, table_of
 from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.labels import validation_classes
-from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
+from gaeanet.data.sources.layout import (
+    ARCHIVES,
+    INDEX,
+    SPLIT_FOLDERS,
+    TABLE,
+    UNFINISHED,
+    flat_folder,
+    images_root,
+    what_is_there,
+)
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
@@ -115,6 +125,12 @@ def open_material(location: str, columns: Sequence[str] | None = None) -> Source
     Raises:
         RequestError: They cannot be read, or `columns` is given and there is no table.
     """
+    if location.startswith("hf://"):
+        root = hub_copy(location)
+        source = open_foreign(str(root), columns)
+        if source is None:
+            raise RequestError(f"{location}: {what_is_there(root)}, none of which is read")
+        return source
     root = Path(location).expanduser()
     if "://" not in location and not (root / UNFINISHED).exists() and not (root / INDEX).exists():
         if not any((root / name).exists() for name in ARCHIVES.values()):

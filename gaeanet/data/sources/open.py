@@ -80,6 +80,10 @@ def open_location(location: str, data: Data | None = None) -> Source:
         RequestError: There are none, or they are not whole.
     """
     data = data or Data()
+    if location.startswith("hf://"):
+        raise RequestError(
+            f"{location}: the Hub is not read in random order: gaeanet prepare {location} DESTINATION first"
+        )
     if "://" in location:
         return _open_bucket(location, data)
     root = Path(location).expanduser()
