@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,6 +29,16 @@ peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(f"{len(source.catalog.train):,} samples: import {imported - start:.1f} s, "
       f"open {time.perf_counter() - imported:.1f} s, processor {time.process_time():.1f} s, "
       f"peak {peak:.0f} MiB")
+"""
+
+
+PREPARE = """
+import re, sys
+from pathlib import Path
+from gaeanet.cli.main import main
+code = main(sys.argv[1:])
+print("peak", re.search(r"VmHWM:\\s+(.*)", Path("/proc/self/status").read_text())[1], file=sys.stderr)
+sys.exit(code)
 """
 
 
@@ -90,13 +99,13 @@ def prepare(arguments: argparse.Namespace) -> None:
         for kind in ("parquet", "tars"):
             for form in ("folders", "shards"):
                 out = root / "out"
-                command = [sys.executable, "-m", "gaeanet.cli", "prepare", root / kind, out]
+                command = [sys.executable, "-c", PREPARE, "prepare", root / kind, out]
                 copied = timed(["cp", "-r", root / "folders" if form == "folders" else root / kind, root / "copy"])
                 taken = timed(command + ["--shards"] * (form == "shards"))
-                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
                 print(
-                    f"{kind} to {form}: {megabytes / taken:.0f} MB/s, cp of the same bytes "
-                    f"{megabytes / copied:.0f} MB/s: {copied / taken:.2f} of its speed; largest process so far {peak:.0f} MiB"
+                    f"{kind} to {form}: {megabytes / taken:.0f} MB/s, cp {megabytes / copied:.0f} MB/s: "
+                    f"{copied / taken:.2f} of its speed",
+                    flush=True,
                 )
                 for path in (out, root / "copy"):
                     shutil.rmtree(path)

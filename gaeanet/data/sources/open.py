@@ -99,13 +99,14 @@ def open_location(location: str, data: Data | None = None) -> Source:
 def _open_bucket(location: str, data: Data) -> Source:
     from gaeanet.data.sources.bucket_folder import BucketFolderSource
     from gaeanet.data.storage.bucket import BucketClient
+    from gaeanet.data.storage.bucket_index import cache_directory
 
     folder = None if data.data_download_dir is None else Path(data.data_download_dir).expanduser()
     if not data.streaming and folder is None:
         raise RequestError("data.streaming is false: data.data_download_dir must say where the local copy goes")
     client = BucketClient(location)
     client.connect()
-    cache = folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+    cache = folder or cache_directory()
     copy = None if data.streaming else folder
     kind = BucketShardSource if client.head(INDEX) else BucketFolderSource
     return kind(client, cache=cache, copy=copy, copy_limit=data.cache_bytes)

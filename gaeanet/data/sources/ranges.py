@@ -44,6 +44,11 @@ class RangeSource(Source):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_files": {}}  # a descriptor means nothing to another process
 
+    @property
+    def ranges(self) -> dict[str, Ranges]:
+        """Where the samples of each split are."""
+        return self._ranges
+
     def size(self, split: str, index: int) -> int:
         return int(self._ranges[split].sizes[index])
 

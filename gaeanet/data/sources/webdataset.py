@@ -15,6 +15,7 @@ from typing import Any
 from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.archives import Member
 from gaeanet.data.sources.entries import is_hidden_path, passed_over
+from gaeanet.data.sources.range_index import indexed
 from gaeanet.data.sources.ranges import RangeSource
 from gaeanet.data.sources.samples import Label, Samples
 from gaeanet.data.sources.split_files import by_split, split_of
@@ -37,7 +38,13 @@ def open_webdataset(root: Path, files: list[str]) -> RangeSource:
     """
     splits = by_split(files, root, "tar files")
     units = {split: [root / file for file in names] for split, names in splits.items()}
-    expected = _expected_samples(root, files)
+    folders = sorted({(root / file).parent for file in files} | {root})
+    tables = [path for folder in folders for path in sorted(folder.glob("*.json"))]
+    expected = _expected_samples(tables, {os.path.basename(file) for file in files})
+    return indexed(root, units, tables, lambda: _read(root, units, expected))
+
+
+def _read(root: Path, units: dict[str, list[Path]], expected: dict[str, int]) -> RangeSource:
     samples = Samples({split: list(map(str, paths)) for split, paths in units.items()})
     others: list[str] = []
     for split, paths in units.items():
@@ -216,16 +223,14 @@ def _pax_path(text: bytes) -> str:
     return name
 
 
-def _expected_samples(root: Path, files: list[str]) -> dict[str, int]:
+def _expected_samples(tables: list[Path], present: set[str]) -> dict[str, int]:
     """Samples of each shard by the index beside them: timm's `_info.json`, or webdataset's `wids`.
 
     Raises:
         RequestError: An index names a shard that is not there.
     """
-    present = {os.path.basename(file) for file in files}
-    folders = sorted({(root / file).parent for file in files} | {root})
     expected: dict[str, int] = {}
-    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+    for path in tables:
         try:
             facts = json.loads(path.read_bytes()) if path.stat().st_size < 1 << 28 else {}
             named = dict[str, int]()

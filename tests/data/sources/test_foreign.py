@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -37,6 +39,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name = f"{wnid}_{number}" if split == "train" else f"ILSVRC2012_val_{number + 1:08d}"
             file.rename(file.with_name(f"{name}.JPEG"))
     return made
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache directory of our own for the indexes of tars."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder / "gaeanet"
 
 
 PLACES: dict[str, Callable[[Path, Path], Path]] = {
@@ -207,6 +217,38 @@ def test_shards_that_an_index_names_must_be_there_and_hold_what_it_says(
     refusal(root, f"{last}: holds 4 samples, its index says 5")
     (root / "train.json").write_text('{"shardlist": [3]}')
     refusal(root, "train.json: not an index of shards")
+
+
+def test_the_index_of_tars_is_made_once_and_again_where_a_file_has_changed(
+    place: Callable[[str], Path], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gaeanet.data.sources import webdataset
+
+    root = tmp_path / "tars"
+    shutil.copytree(place("tars"), root)
+    (root / "_info.json").unlink()
+    read, calls = webdataset._members, list[Path]()
+    monkeypatch.setattr(webdataset, "_members", lambda path: calls.append(path) or read(path))
+    first = open_location(str(root))
+    assert len(calls) == 5
+    for source in (open_location(str(root)), pickle.loads(pickle.dumps(open_location(str(root))))):
+        assert source.catalog.fingerprint == first.catalog.fingerprint
+        assert [source.read("train", k) for k in range(18)] == [first.read("train", k) for k in range(18)]
+    assert len(calls) == 5
+    assert len(pickle.dumps(first)) < 2000
+    (index,) = cache.glob("*.ranges.safetensors")
+    expected, data = first.catalog.fingerprint, index.read_bytes()
+    index.unlink()
+    index.write_bytes(data[:-100])
+    assert open_location(str(root)).catalog.fingerprint == expected
+    assert len(calls) == 10
+    tar = sorted(root.glob("*train*"))[0]
+    os.utime(tar, ns=(1, 1))
+    open_location(str(root))
+    assert len(calls) == 15
+    shutil.rmtree(cache)
+    cache.write_text("no directory")
+    assert "cannot keep the index of" in open_location(str(root)).notes[-1]
 
 
 def write_tars(root: Path, train: list[tuple[str, bytes]]) -> Path:
