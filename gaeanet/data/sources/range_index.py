@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from gaeanet.data.sources.catalog import check_names
@@ -64,24 +65,32 @@ def indexed(
     Raises:
         RequestError: `read` refuses the files.
     """
-    location, cache = str(root), cache_directory()
-    try:
-        indexes = BucketIndexes(str(root.resolve()), cache, _KIND)
-        path = indexes.path(_fingerprint(units, beside))
-        with indexes.lock():
-            if path.exists():
-                try:
-                    source = IndexedRanges(location, units, path)
-                    indexes.use(path)
-                    return source
-                except RequestError:  # damaged since it was written: made again
-                    path.unlink()
-            _write(read(), path)
-        return IndexedRanges(location, units, path)
-    except OSError as error:
-        found = read()
-        found.notes.append(f"{cache}: cannot keep the index of {location}: {reason(error)}: each process makes one")
-        return found
+    location = str(root)
+    indexes = BucketIndexes(str(root.resolve()), cache_directory(), _KIND)
+    path = indexes.path(_fingerprint(units, beside))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(indexes.lock())
+        except RequestError:
+            return _unkept(read(), path)
+        if path.exists():
+            try:
+                source = IndexedRanges(location, units, path)
+                indexes.use(path)
+                return source
+            except RequestError:  # damaged since it was written: made again
+                path.unlink()
+        made = read()
+        try:
+            _write(made, path)
+        except OSError:
+            return _unkept(made, path)
+    return IndexedRanges(location, units, path)
+
+
+def _unkept(source: RangeSource, path: Path) -> RangeSource:
+    source.notes.append(f"{path.parent}: cannot be written: each process makes its own index of {source.location}")
+    return source
 
 
 def _write(source: RangeSource, path: Path) -> None:
@@ -95,6 +104,9 @@ def _fingerprint(units: dict[str, list[Path]], beside: Sequence[Path]) -> str:
     """Changes with any file's name, size or time of change."""
     facts: list[object] = [_VERSION]
     for path in [*(path for paths in units.values() for path in paths), *beside]:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
         facts.append((str(path), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]

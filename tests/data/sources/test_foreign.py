@@ -248,7 +248,7 @@ def test_the_index_of_tars_is_made_once_and_again_where_a_file_has_changed(
     assert len(calls) == 15
     shutil.rmtree(cache)
     cache.write_text("no directory")
-    assert "cannot keep the index of" in open_location(str(root)).notes[-1]
+    assert "cannot be written: each process makes its own index of" in open_location(str(root)).notes[-1]
 
 
 def write_tars(root: Path, train: list[tuple[str, bytes]]) -> Path:
