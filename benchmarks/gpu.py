@@ -1,7 +1,8 @@
-"""Measures training on a GPU, way by way, beside a plain script; all ways take turns in one run.
+"""Tests and measures training on a GPU, way by way, beside a plain script; all ways take turns in one run.
 
-    python benchmarks/gpu.py [step] [muon] [ready] [inference] [profile] [--out FILE.json]
+    python benchmarks/gpu.py [correct] [step] [muon] [ready] [inference] [profile] [--out FILE.json]
 
+    correct    the tests that need a GPU: kernels against float64, replayed steps against launched ones, resumed runs
     step       the network of distributed.yaml, batch 128 and 256: images/s and peak memory of each way
     muon       the step of imagenette-5.yaml
     ready      seconds from the start of a process to its first finished step, kernels' cache cold and warm
@@ -36,8 +37,7 @@ from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
-from gaeanet.training.recorded import Recorder
-from gaeanet.training.step import step
+from gaeanet.training.recorded import Stepper
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda")
@@ -79,14 +79,10 @@ class Ours:
     def __init__(self, hp: Hyperparameters, compile: str | bool) -> None:
         hp = hp.model_copy(update={"compile": compile})
         self.learner = build_learner(hp, Processes())
-        self.objective, self.rates = Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE)
-        self.recorder = Recorder(self.learner, self.objective, self.rates)
+        self.stepper = Stepper(self.learner, Classification(hp), Rates.constant(Row(0.01, 0.0, 0.001), DEVICE))
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        if self.learner.way.recorded:
-            self.recorder.step(images, labels)
-        else:
-            step(self.learner, images, labels, self.objective, self.rates)
+        self.stepper.step(images, labels)
 
 
 def batch_of(hp: Hyperparameters, count: int) -> tuple[Tensor, Tensor]:
@@ -151,8 +147,24 @@ def compared(title: str, hp: Hyperparameters, count: int, make: dict[str, Callab
 
 
 def distributed(**changes: Any) -> Hyperparameters:
-    hp = load_experiment(ROOT / "distributed.yaml").hyperparameters
+    hp = load_experiment(ROOT / "distributed.yaml", data=".").hyperparameters
     return hp.model_copy(update={"global_batch_size": 128, **changes})
+
+
+def part_correct() -> dict[str, int]:
+    """Nothing here needs the fixtures of the whole suite."""
+    tests = ROOT / "tests"
+    files = [*sorted((tests / "kernels" / "gpu").glob("cases_*.py")), tests / "training" / "test_recorded.py"]
+    found = {}
+    for file in files:
+        command = [sys.executable, "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+        selection = ["-k", "on_a_gpu"] if file.name == "test_recorded.py" else ["-m", "not slow"]
+        ended = subprocess.run([*command, *selection, file], cwd=ROOT, capture_output=True, text=True)
+        print(f"{file.name}: {(ended.stdout.strip().splitlines() or ['no output'])[-1]}", flush=True)
+        if ended.returncode:
+            print(ended.stdout[-4000:] + ended.stderr[-1000:], flush=True)
+        found[file.name] = ended.returncode
+    return found
 
 
 def part_step() -> dict[str, Any]:
@@ -174,7 +186,7 @@ def part_step() -> dict[str, Any]:
 
 
 def part_muon() -> dict[str, Any]:
-    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml").hyperparameters
+    hp = load_experiment(ROOT / "benchmarks" / "imagenette-5.yaml", data=".").hyperparameters
     make = {f"compile: {way}": lambda way=way: Ours(hp, way) for way in ("graphs", "auto")}
     return compared("imagenette-5.yaml", hp, hp.global_batch_size, make)
 
@@ -236,7 +248,7 @@ def part_profile() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["step", "muon", "ready", "inference"])
+    parser.add_argument("parts", nargs="*", default=["correct", "step", "muon", "ready", "inference"])
     parser.add_argument("--out", type=Path, help="where to write the numbers, as JSON")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

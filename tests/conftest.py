@@ -13,6 +13,7 @@ import torch
 import yaml
 from hypothesis import settings
 from services import gcs, gcs_server, s3, s3_server  # noqa: F401 (fixtures)
+from tape import tape  # noqa: F401 (a fixture)
 from tiny import NET, Result, TinyRun, make_folder
 
 from gaeanet.cli.main import main

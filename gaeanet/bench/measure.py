@@ -31,28 +31,31 @@ from gaeanet.data.loading.loader import Augmentation, Batch, training_batches, v
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Contents, Source
-from gaeanet.errors import RunError, reason
+from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.evaluation.meter import evaluate
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
 from gaeanet.training.learner import build_learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.preflight import check_open_files, check_shared_memory, needed_bytes
+from gaeanet.training.recorded import Stepper
 from gaeanet.training.state import RunState
-from gaeanet.training.step import step
 
 T = TypeVar("T")
 
 INPUT = ("reading", "decoding", "augmenting")
 BUDGET = {
     "input": 0.15,
-    "step": 0.3,
+    "step": 0.25,
+    "other ways": 0.05,
     "checkpoint": 0.03,
     "validation": 0.1,
     "pipeline": 0.1,
     "end to end": 0.17,
 }
 """The fraction of the budget for each measurement; the rest is for starting."""
+WAYS: dict[str, tuple[str | bool, ...]] = {"cuda": ("auto", "graphs", False)}
+"""Values of `hyperparameters.compile` that are compared, by the type of the device."""
 _IMAGES = 64
 """Most images that are measured one by one."""
 
@@ -91,9 +94,9 @@ class Bench:
         self.experiment, self.source, self.budget, self.log = experiment, source, seconds, log
         self.hp = hp = experiment.hyperparameters
         log("starting")
-        processes = Processes()
-        self.device = processes.device
-        self.state = RunState(experiment, source, build_learner(hp, processes))
+        self._processes = Processes()
+        self.device = self._processes.device
+        self.state = RunState(experiment, source, build_learner(hp, self._processes))
         self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
         self.workers = usable_workers(experiment.data.num_workers_train)
         self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
@@ -104,6 +107,7 @@ class Bench:
         """Measures everything; checkpoints are written to the file system of the directory `beside`, and removed."""
         images = self._input()
         self._step(images)
+        ways = self._other_ways(images)
         self._checkpoint(beside)
         self._validation()
         self._pipeline()
@@ -113,6 +117,7 @@ class Bench:
             "precision": self.state.learner.precision,
             "compilation": self.state.learner.way.text,
             "workers": self.workers,
+            "ways": ways,
         }
         return self.findings
 
@@ -198,6 +203,23 @@ class Bench:
         self._fixed = stages["optimizer"] / batch - stages["optimizer"] / count
         self._note("step", total / count + self._fixed, count)
 
+    def _other_ways(self, images: Sequence[Tensor]) -> dict[str, float]:
+        """Images/s of a step by the other values of `compile`; those that do not work here are left out."""
+        others = [way for way in WAYS.get(self.device.type, ()) if way != self.hp.compile]
+        found = {}
+        for way in others:
+            self.log(f"a step with compile: {str(way).lower()}")
+            hp = self.hp.model_copy(update={"compile": way})
+            try:
+                learner = build_learner(hp, self._processes)
+                steps = Steps(learner, hp, images, self.source.catalog.train.labels)
+                steps.count = self.findings.images["step"]
+                took = steps.time_whole(self.budget * BUDGET["other ways"] / len(others))
+            except (RequestError, torch.OutOfMemoryError):
+                continue
+            found[str(way).lower()] = steps.count / took
+        return found
+
     def _checkpoint(self, beside: Path) -> None:
         self.log("checkpoint")
         try:
@@ -280,14 +302,14 @@ class Bench:
         """Steps on batches as they arrive: the mean, so that occasional waits are included."""
         self.log("end to end")
         count, device, times = self.findings.images["step"], self.device, list[float]()
-        learner, objective, rates = self.state.learner, Classification(self.hp), idle_rates(self.hp, device)
+        stepper = Stepper(self.state.learner, Classification(self.hp), idle_rates(self.hp, device))
         seconds = self.budget * BUDGET["end to end"]
         with self._batches(count, 2 / 3) as batches:
 
             def work() -> None:
                 batch = next(batches)
                 devices.seed_draws(self.hp.seed, device)
-                step(learner, batch.images, batch.labels, objective, rates)
+                stepper.step(batch.images, batch.labels)
 
             repeated(work, seconds / 3)  # workers prefetch meanwhile, as far as they can
             began = time.perf_counter()

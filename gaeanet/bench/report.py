@@ -107,7 +107,7 @@ def _remedy(stage: str, experiment: Experiment, source: Source, findings: Findin
     if stage in ("forward", "backward") and findings.facts["precision"] == "fp32":
         return "set hyperparameters.precision to auto: this GPU may be faster in bf16 or fp16"
     if stage in ("forward", "backward") and findings.facts["compilation"].startswith("not compiled"):
-        return "set hyperparameters.compile to auto, with a C++ compiler installed"
+        return "set hyperparameters.compile to auto"
     if stage in ("forward", "backward"):
         return "the GPU is the limit, as it should be: more of them (torchrun --nproc_per_node) are faster"
     if stage == "optimizer":
@@ -165,6 +165,9 @@ def to_text(facts: dict[str, Any]) -> str:
         f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
         f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
     ]
+    if facts["ways"]:
+        others = ", ".join(f"{way} {_rate(rate)} images/s" for way, rate in facts["ways"].items())
+        lines.insert(-1, f"a step with another hyperparameters.compile: {others}")
     measured = facts["stages"]["step"]["images_measured"]
     if measured < facts["global_batch_size"]:
         lines.append(f"a step was measured with {measured:,} images and extrapolated to {facts['global_batch_size']:,}")

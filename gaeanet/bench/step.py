@@ -19,6 +19,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.training.learner import Learner
 from gaeanet.training.objective import Classification
+from gaeanet.training.recorded import Stepper
 from gaeanet.training.step import Timer, step
 
 STEP = ("transfer", "forward", "backward", "optimizer")
@@ -62,6 +63,7 @@ class Steps:
         self._learner, self._device = learner, learner.device
         self._objective = Classification(hp)
         self._rates = idle_rates(hp, learner.device)
+        self._stepper = Stepper(learner, self._objective, self._rates)
         self._images, self._labels = images, labels
         self.count = 2
 
@@ -118,6 +120,12 @@ class Steps:
         stages = {stage: statistics.median(lap[stage] for lap in laps) for stage in STEP[:-1]}
         return {**stages, STEP[-1]: statistics.median(rests)}, statistics.median(times)
 
+    def time_whole(self, seconds: float) -> float:
+        """Median seconds of the full step of `count` images."""
+        work = self._full_step(self.count)
+        work()  # records or compiles
+        return statistics.median(repeated(work, seconds))
+
     def _first_step(self) -> None:
         """Runs a step that compiles kernels and the network, and allocates the momenta."""
         while True:
@@ -128,7 +136,7 @@ class Steps:
                 if self.count <= 2:
                     raise
             self.count //= 2
-            self._learner.optimizer.zero_grad(set_to_none=True)
+            self._learner.network.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
 
     def _full_step(self, count: int, side: int | None = None) -> Callable[..., None]:
@@ -140,7 +148,10 @@ class Steps:
         labels = torch.from_numpy(np.resize(self._labels, count)).long()
 
         def work(timer: Timer = nullcontext) -> None:
-            step(self._learner, block, labels, self._objective, self._rates, timer)
+            if timer is nullcontext:
+                self._stepper.step(block, labels)
+            else:
+                step(self._learner, block, labels, self._objective, self._rates, timer)
             wait(self._device)
 
         return work

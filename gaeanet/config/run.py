@@ -17,8 +17,8 @@ class Run(Seeded):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "auto"
     """auto is bf16 on GPUs that have it, else fp32."""
     compile: Literal["auto", "graphs"] | bool = "auto"
-    """auto compiles on GPUs, which takes minutes; graphs records a step's kernels in a CUDA graph and replays them:
-    ready in seconds, for batches that are small for the GPU."""
+    """auto is the fastest way that is proven on the GPU at hand: our kernels, each step one CUDA graph; graphs is
+    PyTorch's kernels in such a graph, true is PyTorch's compiler (minutes), false launches kernel by kernel."""
     checkpoint_every: int | None = Field(None, ge=1)
     """Steps from one checkpoint to the next; null saves at each validation only."""
     keep_latest: int = Field(2, ge=1)

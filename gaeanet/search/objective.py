@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gaeanet.evaluation.meter import Meter
+from gaeanet.runtime.transfer import to_device
 from gaeanet.search.architecture import Architecture, Mixture
 from gaeanet.training.learner import Learner
-from gaeanet.training.objective import to_device
+from gaeanet.training.objective import on_device
 from gaeanet.training.step import micro_batches
 
 Examples = tuple[Tensor, Tensor]
@@ -49,8 +50,8 @@ class SearchObjective:
         """The examples for the architecture's step, on the device."""
         if not self.moves or self.others is None:
             return ()
-        others, labels = (tensor.to(learner.device, non_blocking=True) for tensor in self.others)
-        return others, labels
+        others, labels = self.others
+        return to_device(others, learner.device), to_device(labels, learner.device)
 
     def begin(self, learner: Learner, drawn: tuple[Tensor, ...]) -> Tensor | None:
         """The architecture's step on what was drawn, and the mixture under which the weights learn."""
@@ -73,7 +74,7 @@ class SearchObjective:
 
     def examples(self, learner: Learner, images: Tensor, labels: Tensor, micro: slice) -> Examples:
         """Images and labels of a micro-batch on the device."""
-        return to_device(learner, images[micro], labels[micro])
+        return on_device(learner, images[micro], labels[micro])
 
     def loss(self, learner: Learner, examples: tuple[Tensor, ...], sums: Tensor) -> Tensor:
         """The sum of losses of the supernet under the mixture."""
@@ -109,7 +110,7 @@ class SearchObjective:
         total: list[Tensor] = []
         try:
             for micro in micro_batches(len(labels), learner.micro_batch):
-                inputs, targets = to_device(learner, images[micro], labels[micro])
+                inputs, targets = on_device(learner, images[micro], labels[micro])
                 loss = self._loss(learner, supernet, self.architecture.mixture(), inputs, targets, unused)
                 scaled = learner.scaler.scale(loss * learner.loss_scale)
                 gradients = torch.autograd.grad(scaled, self.architecture.parameters)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from gaeanet.config.experiment import Hyperparameters
@@ -15,7 +16,7 @@ from gaeanet.errors import RequestError
 from gaeanet.models.fused import fuse
 from gaeanet.models.network import CellNetwork
 from gaeanet.runtime.processes import Processes
-from gaeanet.training import proof
+from gaeanet.training.proof import Doubts, doubts
 
 
 class Way(NamedTuple):
@@ -49,23 +50,24 @@ def choose(hp: Hyperparameters, network: nn.Module, precision: str, processes: P
         if why_not is not None:
             raise RequestError(f"hyperparameters.compile: graphs {why_not}: use auto or false")
         return Way("each step one CUDA graph", recorded=True)
-    kernels = _fused(hp, network, precision, processes)
-    if why_not is None:
-        return Way(f"{kernels}, each step one CUDA graph", recorded=True)
-    return Way(f"{kernels}, launched one by one: a CUDA graph {why_not}")
+    if not isinstance(network, CellNetwork):
+        return NOT_COMPILED
+    kernels, graph = _doubts(hp, precision, processes, why_not)
+    if kernels is None:
+        fuse(network)
+        torch.backends.cudnn.deterministic = True  # in the stem; our own kernels repeat bit for bit anyway
+    names = "own kernels" if kernels is None else f"PyTorch's kernels (not our own: {kernels})"
+    if graph is None:
+        return Way(f"{names}, each step one CUDA graph", recorded=True)
+    return Way(f"{names}, launched one by one (a CUDA graph {graph})")
 
 
-def _fused(hp: Hyperparameters, network: nn.Module, precision: str, processes: Processes) -> str:
-    """Makes a network of cells train with the GPU kernels, where they are proven; says whether it does."""
-    if not isinstance(network, CellNetwork) or precision != "bf16":
-        return "PyTorch's kernels"
+def _doubts(hp: Hyperparameters, precision: str, processes: Processes, graph: str | None) -> Doubts:
+    """What the first process finds against the fast ways, for all."""
     shard = -(-hp.global_batch_size // processes.world_size)
     micro_batch = -(-shard // hp.parts(shard))
-    doubt = processes.from_first(proof.doubt(hp, processes.device, micro_batch) if processes.is_first else None)
-    if doubt is not None:
-        return f"PyTorch's kernels (not our own: {doubt})"
-    fuse(network)
-    return "own kernels"
+    found = doubts(hp, precision, processes.device, micro_batch, graph) if processes.is_first else None
+    return Doubts(*processes.from_first(found))
 
 
 def recording_obstacle(hp: Hyperparameters, precision: str, processes: Processes) -> str | None:

@@ -20,10 +20,9 @@ from gaeanet.optim.ema import decay_at
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.acceleration import Way
-from gaeanet.training.recorded import CannotRecord, Recorder
+from gaeanet.training.recorded import Stepper
 from gaeanet.training.state import RunState
-from gaeanet.training.step import Objective, step
+from gaeanet.training.step import Objective
 
 
 class Job(ABC):
@@ -40,7 +39,7 @@ class Job(ABC):
     def __init__(self, experiment: Experiment, source: Source, processes: Processes) -> None:
         self.experiment, self.source, self.processes = experiment, source, processes
         self.steps = steps_per_epoch(len(source.catalog.train), experiment.hyperparameters.global_batch_size)
-        self._recorder: Recorder | None = None
+        self._stepper: Stepper | None = None
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -70,22 +69,13 @@ class Job(ABC):
         """One step on this process's shard of a global batch; returns messages about it."""
 
     def advance(self, batch: Batch, objective: Objective, rates: Rates) -> list[str]:
-        """A step of the learner, replayed where its steps are recorded; returns a message where they cannot be."""
-        learner, messages = self.state.learner, []
-        if learner.way.recorded:
-            self._recorder = self._recorder or Recorder(learner, objective, rates)
-            try:
-                self._recorder.step(batch.images, batch.labels)
-                return []
-            except CannotRecord as error:
-                learner.way = Way(f"steps launched kernel by kernel: {error}")
-                messages = [f"{learner.way.text} (from here on; results are the same, steps take longer)"]
-        step(learner, batch.images, batch.labels, objective, rates)
-        return messages
+        """A step of the learner; returns messages about it."""
+        self._stepper = self._stepper or Stepper(self.state.learner, objective, rates)
+        return self._stepper.step(batch.images, batch.labels)
 
     def rewound(self) -> None:
         """After a checkpoint was loaded: recorded steps would work on what was there before."""
-        self._recorder = None
+        self._stepper = None
 
     def start(self) -> list[str]:
         """Initialises the weights of a run that has no checkpoint; returns messages about it."""

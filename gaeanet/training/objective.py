@@ -11,14 +11,14 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.data.images.transforms import normalize
 from gaeanet.data.sources.order import mix_seed
 from gaeanet.evaluation.meter import Meter
+from gaeanet.runtime.transfer import to_device
 from gaeanet.training.learner import Learner
 from gaeanet.training.mixing import Mix, Mixing, larger, mixed_loss
 
 
-def to_device(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def on_device(learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Normalised float32 images, and labels, on the learner's device."""
-    images = normalize(images.to(learner.device, non_blocking=True))
-    return images, labels.to(learner.device, non_blocking=True)
+    return normalize(to_device(images, learner.device)), to_device(labels, learner.device)
 
 
 class Classification:
@@ -41,11 +41,11 @@ class Classification:
 
     def examples(self, learner: Learner, images: Tensor, labels: Tensor, micro: slice) -> tuple[Tensor, ...]:
         """Images, and labels int64 (N,); of mixed images those of each and its partner, (N, 2), and their weights."""
-        mine, own = to_device(learner, images[micro], labels[micro])
+        mine, own = on_device(learner, images[micro], labels[micro])
         if self._mix is None:
             return mine, own
         after = micro.stop % len(labels)
-        follower, its_label = to_device(learner, images[after : after + 1], labels[after : after + 1])
+        follower, its_label = on_device(learner, images[after : after + 1], labels[after : after + 1])
         weights = self._mix.weights.to(learner.device, non_blocking=True)
         return self._mix.images(mine, follower), self._mix.labels(own, its_label), weights
 

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from gaeanet.errors import reason
 from gaeanet.optim.rates import Rates
+from gaeanet.training.acceleration import Way
 from gaeanet.training.learner import Learner
-from gaeanet.training.step import Examples, Objective, backward, examples_of, update
+from gaeanet.training.step import Examples, Objective, backward, examples_of, step, update
 
 WARM_UP = 2
 """Steps before a recording: kernels are compiled, libraries loaded and workspaces allocated in the first."""
@@ -48,11 +49,36 @@ class _Recording:
     graphs: list[Callable[[], None]]
 
 
+class Stepper:
+    """The steps of a learner, replayed or launched as its way says; launched, too, where they cannot be recorded.
+
+    Whoever replaces the tensors of the learner or the objective, instead of writing to them, needs a new one.
+    """
+
+    def __init__(self, learner: Learner, objective: Objective, rates: Rates) -> None:
+        self._learner, self._objective, self._rates = learner, objective, rates
+        self._recorder = Recorder(learner, objective, rates) if learner.way.recorded else None
+
+    def step(self, images: Tensor, labels: Tensor) -> list[str]:
+        """One optimizer step; returns a message where the way changes."""
+        learner, messages = self._learner, []
+        if self._recorder:
+            try:
+                self._recorder.step(images, labels)
+                return []
+            except CannotRecord as error:
+                self._recorder = None
+                learner.way = Way(f"{learner.way.text}; launched one by one instead: {error}")
+                messages = [f"steps cannot be recorded ({error}): from here on they are launched one by one"]
+        step(learner, images, labels, self._objective, self._rates)
+        return messages
+
+
 class Recorder:
     """Replays the steps of a learner; the first of each shape is recorded.
 
-    A recording launches each kernel on the memory that it had when it was made: whoever replaces the tensors of the
-    learner or the objective, instead of writing to them, must call `forget`.
+    A recording launches each kernel on the memory that it had when it was made: the tensors of the learner and the
+    objective must stay where they are.
 
     Args:
         rates: The rates of all steps.
@@ -87,10 +113,6 @@ class Recorder:
             graph()
         learner.batches += 1
         self._wait()
-
-    def forget(self) -> None:
-        """Drops all recordings."""
-        self._recordings.clear()
 
     def _wait(self) -> None:
         """Waits until no more than `IN_FLIGHT` steps are under way."""

@@ -213,7 +213,7 @@ def test_law_2_a_fine_tuned_run_resumes_without_its_parent_and_tells_the_chain(
     config = experiment_file(**options)
     assert gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "straight").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr("gaeanet.training.job.step", interrupted_at(7))
+        patch.setattr("gaeanet.training.recorded.step", interrupted_at(7))
         assert gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "broken").code == 130
     shutil.rmtree(parent)
     again = gaeanet("train", config, "--data", t4, "--init", "parent", "--run-dir", "broken", "--resume")

@@ -18,7 +18,7 @@ import yaml
 from tiny import NET, Result, make_folder
 
 from gaeanet.artifacts import checkpoint
-from gaeanet.bench import memory
+from gaeanet.bench import measure, memory
 from gaeanet.bench import step as bench_step
 from gaeanet.bench.memory import StepMemory
 from gaeanet.bench.report import to_text
@@ -135,6 +135,17 @@ def test_the_time_of_a_run_is_predicted_to_a_factor_of_five(
         assert int(share) == round(100 * numbers["share"])
     assert f"bottleneck: {found['bottleneck']['stage']}: " in table
     assert "whole run: 2 epochs in " in table
+
+
+def test_other_ways_of_a_step_are_measured_beside_the_one_that_is_taken(
+    gaeanet: Run, experiment_file: Write, many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU has several; one that cannot be had is left out."""
+    monkeypatch.setitem(measure.WAYS, "cpu", ("auto", "graphs", False))
+    found = bench(gaeanet, experiment_file(), "--data", many)
+    assert found["ways"].keys() == {"false"}
+    assert 0.1 < found["ways"]["false"] / found["stages"]["step"]["images_per_second"] < 10
+    assert re.search(r"a step with another hyperparameters.compile: false [\d.,]+ images/s", to_text(found))
 
 
 def test_a_batch_too_large_for_the_budget_is_worked_out(gaeanet: Run, experiment_file: Write) -> None:

@@ -44,7 +44,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 for number in numbers:
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr("gaeanet.training.job.step", signalling)
+        monkeypatch.setattr("gaeanet.training.recorded.step", signalling)
 
     return at
 

@@ -28,7 +28,7 @@ def test_tensorboard_holds_the_log_also_after_a_restart(
     pytest.importorskip("tensorboard")
     config = experiment_file()
     with monkeypatch.context() as patch:
-        patch.setattr("gaeanet.training.job.step", interrupted_at(6))
+        patch.setattr("gaeanet.training.recorded.step", interrupted_at(6))
         assert gaeanet("train", config, "--data", t3, "--track", "tensorboard").code == 130
     assert gaeanet("train", config, "--data", t3, "--track", "tensorboard", "--resume").code == 0
     run = tmp_path / "runs" / "tiny"

@@ -156,7 +156,7 @@ def test_law_2_a_resumed_search_equals_one_that_never_stopped(
     steps = read_log(tmp_path / "straight", "validation")[0]["batches"]  # of an epoch, or of two
 
     with monkeypatch.context() as patch:
-        patch.setattr("gaeanet.training.job.step", interrupted_at(steps + 1))
+        patch.setattr("gaeanet.training.recorded.step", interrupted_at(steps + 1))
         assert gaeanet("search", config, "--data", t3, "--run-dir", "broken").code == 130
     assert gaeanet("search", config, "--data", t3, "--run-dir", "broken", "--resume").code == 0
     straight, broken = tmp_path / "straight", tmp_path / "broken"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from steps import Trainee
+from tape import Tape
 from tiny import NET, Result
 from torch import Tensor
 
@@ -18,9 +18,10 @@ from gaeanet.errors import RequestError
 from gaeanet.models.build import build_network
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
-from gaeanet.training import recorded
-from gaeanet.training.acceleration import choose
-from gaeanet.training.recorded import CannotRecord, Recorder
+from gaeanet.training import acceleration, recorded
+from gaeanet.training.acceleration import Way, choose
+from gaeanet.training.proof import Doubts
+from gaeanet.training.recorded import CannotRecord, Recorder, Stepper
 from gaeanet.training.step import step
 
 Run = Callable[..., Result]
@@ -49,40 +50,6 @@ def batch(seed: int, size: int = SIZE) -> tuple[Tensor, Tensor]:
 
 def rates_of(update: int) -> Row:
     return Row(0.05 / (1 + update), 0.2, 0.3)
-
-
-class Tape:
-    """Stands in for a GPU's recorder: notes what was recorded, and runs it again when it is replayed."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def record(self, work: Callable[[], None], pool: object) -> Callable[[], None]:
-        self.recorded += 1
-
-        def replay() -> None:
-            self.replayed += 1
-            work()
-
-        return replay
-
-
-@pytest.fixture
-def tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
-    tape = Tape()
-
-    @contextmanager
-    def fork(devices: list[torch.device]) -> Iterator[None]:
-        state = torch.get_rng_state()
-        yield
-        torch.set_rng_state(state)
-
-    monkeypatch.setattr(recorded, "record", tape.record)
-    monkeypatch.setattr(recorded, "beside", nullcontext)
-    monkeypatch.setattr(torch.random, "fork_rng", fork)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(Recorder, "_wait", lambda self: None)
-    return tape
 
 
 VARIANTS: list[dict[str, Any]] = [
@@ -143,6 +110,25 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
         assert all(torch.equal(value, before[group][name]) for name, value in tensors.items())
 
 
+def test_what_cannot_be_recorded_is_launched(tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    launched, replayed = trainee(), trainee()
+    replayed.learner.way = Way("each step one CUDA graph", recorded=True)
+    said = []
+    for one in (launched, replayed):
+        stepper = Stepper(one.learner, one.objective, Rates(rates_of, 3, one.learner.device))
+        monkeypatch.setattr(recorded, "record", fail)
+        for seed in range(3):
+            said += stepper.step(*batch(seed))
+    assert len(said) == 1
+    assert said[0].startswith("steps cannot be recorded (operation not permitted when stream is capturing): ")
+    assert "launched one by one instead" in replayed.learner.way.text
+    for name, value in launched.network.state_dict().items():
+        assert torch.equal(replayed.network.state_dict()[name], value), name
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "words"),
     [
@@ -151,17 +137,21 @@ def test_what_cannot_be_recorded_leaves_all_as_it_was(tape: Tape, monkeypatch: p
         ({"sync_batch_norm": True}, ("cuda", 2), "cannot hold synchronised batch norm"),
     ],
 )
-def test_steps_that_cannot_be_recorded(changes: dict[str, Any], where: tuple[Any, ...], words: str) -> None:
+def test_steps_that_cannot_be_recorded(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], where: tuple[Any, ...], words: str
+) -> None:
+    monkeypatch.setattr(acceleration, "doubts", lambda *arguments: Doubts("why not", arguments[-1]))
     values = {**NET, "global_batch_size": BATCH, **changes}
     precision = str(changes.get("precision", "bf16"))
     asked = Hyperparameters(**{**values, "compile": "graphs"})
     network = build_network(asked)
     with pytest.raises(RequestError, match=rf"hyperparameters.compile: graphs {words}: use auto or false$"):
         choose(asked, network, precision, processes(*where))
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: value)
     way = choose(Hyperparameters(**{**values, "compile": "auto"}), network, precision, processes(*where))
     assert not way.recorded
     if where[0] == "cuda":
-        assert way.text == f"steps launched kernel by kernel: a CUDA graph {words}"
+        assert way.text == f"PyTorch's kernels (not our own: why not), launched one by one (a CUDA graph {words})"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -181,3 +171,27 @@ def test_on_a_gpu_replayed_steps_are_those_that_are_launched(precision: str, val
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-3, msg=name)
     assert torch.equal(launched.learner.counts, replayed.learner.counts)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("way", ["auto", "graphs"])
+def test_law_2_on_a_gpu_a_resumed_learner_equals_one_that_never_stopped(way: str) -> None:
+    values = {"compile": way, "precision": "bf16", "do_SE": True, "activation": "swish", "drop_path_prob": 0.2}
+
+    def steps(one: Trainee, numbers: range) -> None:
+        stepper = Stepper(one.learner, one.objective, Rates(rates_of, 8, one.learner.device))
+        for number in numbers:
+            torch.cuda.manual_seed(number)
+            stepper.step(*batch(number))
+
+    straight, broken, resumed = (trainee("cuda", **values) for _ in range(3))
+    assert straight.learner.way.recorded, straight.learner.way.text
+    steps(straight, range(6))
+    steps(broken, range(3))
+    saved = {group: {k: v.cpu() for k, v in tensors.items()} for group, tensors in broken.learner.tensors().items()}
+    resumed.learner.load(saved)
+    resumed.learner.counts.copy_(broken.learner.counts)
+    steps(resumed, range(3, 6))
+    for group, tensors in straight.learner.tensors().items():
+        for name, tensor in tensors.items():
+            assert torch.equal(resumed.learner.tensors()[group][name], tensor), f"{group} {name}"

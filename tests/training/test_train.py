@@ -19,7 +19,7 @@ from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.source import Source
 from gaeanet.models.network import Cell
 from gaeanet.runs.local import LocalContext
-from gaeanet.training import job as job_module
+from gaeanet.training import recorded
 from gaeanet.training.train import train
 
 Run = Callable[..., Result]
@@ -180,7 +180,7 @@ def test_law_2_a_resumed_run_equals_one_that_never_stopped(
     assert gaeanet("train", config, "--data", t3, "--run-dir", "straight").code == 0
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module, "step", interrupted_at(stop_at))
+        patch.setattr(recorded, "step", interrupted_at(stop_at))
         assert gaeanet("train", config, "--data", t3, "--run-dir", "broken").code == 130
     refused = gaeanet("train", config, "--data", t3, "--run-dir", "broken")
     assert refused.code == 2

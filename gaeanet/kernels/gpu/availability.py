@@ -8,6 +8,9 @@ from importlib.util import find_spec
 
 import torch
 
+ahead = False
+"""Whether launches compile and run nothing (see `ahead.py`): then maps are on the CPU."""
+
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot be used for maps of this dtype on this device, in a few words; None where they can.
@@ -19,6 +22,8 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
         return "Triton is not installed"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None if dtype is torch.float32 else _name(dtype)
+    if device.type == "cpu" and ahead:
+        return None if dtype is torch.bfloat16 else _name(dtype)
     if device.type != "cuda" or torch.version.hip is not None:
         return "not on an NVIDIA GPU"
     if dtype is not torch.bfloat16:

@@ -21,8 +21,8 @@ from gaeanet.kernels.gpu.maps import Size, activated, empty_rows, slope
 
 CHANNELS = {24: 32, 96: 32}
 """Channels of a program's tile by those of the map; for others the next power of two, 64 at most."""
-FORWARD_TILE, BACKWARD_TILE = 4096, 2048
-"""Elements of a tile."""
+FORWARD_TILE, BACKWARD_TILE = 2048, 1024
+"""Elements of a tile: two loads of 16 bytes a thread from each map, and one where many maps are read."""
 WARPS = 4
 
 

@@ -10,12 +10,17 @@ from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from gaeanet.kernels.gpu import partials as parts
-from gaeanet.kernels.gpu.batch_norm import Normalization, merged, write_statistics
-from gaeanet.kernels.gpu.maps import Size, activated, activated_and_slope, product, slope
+from gaeanet.kernels.gpu.batch_norm import Normalization
+from gaeanet.kernels.gpu.maps import INTERPRETED, Size
+from gaeanet.kernels.gpu.pointwise_kernels import (
+    backward_kernel,
+    forward_kernel,
+    input_gradient_kernel,
+    weight_gradient_kernel,
+)
 
 
 class _Tiles(NamedTuple):
@@ -27,13 +32,15 @@ class _Tiles(NamedTuple):
     programs: int = parts.PROGRAMS
 
 
-# By the larger number of padded channels of a tile's product, which decides registers.
+# By the larger number of padded channels of a tile's product, which decides registers: none may spill. Hopper's wgmma
+# reads operands from shared memory. Elsewhere threads keep the weight in registers, where both gradients of 128
+# channels do not fit beside it: each has a kernel of its own, as it has everywhere with more channels.
 _FORWARD = {64: _Tiles(64, 4, 3), 128: _Tiles(64, 8, 3)}
+_FORWARD_OLDER = {64: _Tiles(64, 4, 2), 128: _Tiles(64, 8, 3)}
 _BACKWARD = {64: _Tiles(64, 4, 3, 264), 128: _Tiles(64, 8, 2, 132)}
-_INPUT_GRADIENT = _Tiles(64, 4, 3)
+_BACKWARD_OLDER = {64: _Tiles(32, 4, 2, 264)}
+_INPUT_GRADIENT = {64: _Tiles(64, 4, 3), 128: _Tiles(64, 8, 3)}
 _WEIGHT_GRADIENT = _Tiles(64, 4, 3, 132)
-_FUSED = 128
-"""Up to so many output channels one kernel computes both gradients; with more, their sums would spill."""
 
 
 def forward(
@@ -70,11 +77,11 @@ def forward(
     _check(out, to.pixels, outputs)
     _check_weight(weight, x)
     block = _block(outputs)
-    tiling = _FORWARD[64 if block <= 64 else 128]
+    tiling = (_FORWARD if _is_hopper() else _FORWARD_OLDER)[64 if block <= 64 else 128]
     tiles = triton.cdiv(to.pixels, tiling.pixels)
     programs = parts.programs(tiles, tiling.programs)
     partials = torch.empty((programs, 3, outputs), dtype=torch.float32, device=x.device)
-    _forward_kernel[(triton.cdiv(outputs, block), programs)](
+    forward_kernel[(triton.cdiv(outputs, block), programs)](
         x,
         weight,
         out,
@@ -90,7 +97,7 @@ def forward(
         GATHER=_NO_GATHER if gather is None else gather,
         BP=tiling.pixels,
         BN=block,
-        BK=_depth(inputs),
+        BK=_block(inputs) if inputs <= 128 else 64,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -148,14 +155,15 @@ def backward(
         "OUTPUTS": outputs,
         "ACTIVATION": activation,
         "GATHER": _NO_GATHER if gather is None else gather,
-        "BN": _block(inputs),
     }
-    columns = triton.cdiv(inputs, constants["BN"])
-    if need_weight and outputs <= _FUSED:
-        tiling = _BACKWARD[64 if max(outputs, constants["BN"]) <= 64 else 128]
+    fused = _BACKWARD if _is_hopper() else _BACKWARD_OLDER
+    if need_weight and outputs <= max(fused):
+        block = _block(inputs, max(fused))
+        columns = triton.cdiv(inputs, block)
+        tiling = fused[64 if max(outputs, block) <= 64 else 128]
         tiles = triton.cdiv(to.pixels, tiling.pixels)
         partials = _weight_partials(tiles, tiling.programs // columns, weight)
-        _backward_kernel[(columns, len(partials))](
+        backward_kernel[(columns, len(partials))](
             *behind,
             x,
             weight,
@@ -166,14 +174,17 @@ def backward(
             **constants,
             INTO_STEP=into.stride(0),
             BP=tiling.pixels,
-            BM=max(triton.next_power_of_2(outputs), 16),
+            BM=_block(outputs),
+            BN=block,
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
         return into, parts.added(partials)
 
-    tiling = _INPUT_GRADIENT
-    _input_gradient_kernel[(columns, triton.cdiv(to.pixels, tiling.pixels))](
+    block = _block(inputs)
+    columns = triton.cdiv(inputs, block)
+    tiling = _INPUT_GRADIENT[64 if block <= 64 else 128]
+    input_gradient_kernel[(columns, triton.cdiv(to.pixels, tiling.pixels))](
         *behind,
         x,
         weight,
@@ -182,17 +193,18 @@ def backward(
         **constants,
         INTO_STEP=into.stride(0),
         BP=tiling.pixels,
-        BK=_depth(outputs),
+        BN=block,
+        BK=_block(outputs, 64),
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
     if not need_weight:
         return into, None
-    tiling, block = _WEIGHT_GRADIENT, 64
-    blocks = triton.cdiv(outputs, block)
+    tiling, height = _WEIGHT_GRADIENT, _block(outputs, 64)
+    blocks = triton.cdiv(outputs, height)
     tiles = triton.cdiv(to.pixels, tiling.pixels)
     partials = _weight_partials(tiles, tiling.programs // (columns * blocks), weight)
-    _weight_gradient_kernel[(columns, blocks, len(partials))](
+    weight_gradient_kernel[(columns, blocks, len(partials))](
         *behind,
         x,
         partials,
@@ -200,7 +212,8 @@ def backward(
         *shape,
         **constants,
         BP=tiling.pixels,
-        BM=block,
+        BM=height,
+        BN=block,
         num_warps=tiling.num_warps,
         num_stages=tiling.num_stages,
     )
@@ -218,16 +231,15 @@ def _sides(size: Size, to: Size) -> tuple[int, int, int, int]:
     return size.height, size.width, to.height, to.width
 
 
-def _block(channels: int) -> int:
-    """Channels of a tile: all up to 128, else the larger of 64 and 128 that divides 3 * 2^n without a remainder."""
-    if channels <= 128:
+def _block(channels: int, most: int = 128) -> int:
+    """Channels of a tile: all up to `most`, else 128 or 64, which divide 3 * 2^n without a remainder."""
+    if channels <= most:
         return max(int(triton.next_power_of_2(channels)), 16)  # tl.dot takes no less
-    return 128 if channels % 128 == 0 else 64
+    return 128 if channels % 128 == 0 and most == 128 else 64
 
 
-def _depth(channels: int) -> int:
-    """Channels of a step of a sum over channels: all up to 128."""
-    return _block(channels) if channels <= 128 else 64
+def _is_hopper() -> bool:
+    return INTERPRETED.value or bool(triton.runtime.driver.active.get_current_target().arch // 10 == 9)
 
 
 def _weight_partials(tiles: int, programs: int, weight: Tensor) -> Tensor:
@@ -245,254 +257,3 @@ def _check(rows: Tensor, pixels: int, channels: int) -> None:
 def _check_weight(weight: Tensor, x: Tensor) -> None:
     if not weight.is_contiguous() or weight.dtype != x.dtype:
         raise ValueError(f"the weight must be contiguous and of the map's dtype {x.dtype}, got {weight.dtype}")
-
-
-@triton.jit
-def _pixels(r, pixels, height, width, out_height, out_width, GATHER: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The input's rows that the output's rows r read, and which of them there are."""
-    valid = r < pixels
-    if GATHER < 0:
-        return r, valid
-    else:
-        image = r // (out_height * out_width)
-        inside = r - image * (out_height * out_width)
-        out_y = inside // out_width
-        y = out_y * 2 + GATHER
-        x = (inside - out_y * out_width) * 2 + GATHER
-        return (image * height + y) * width + x, valid & (y < height) & (x < width)
-
-
-@triton.jit
-def _norm_terms(mean, rstd, weight, sums, sums_step, inverse_pixels, k, OUTPUTS):  # type: ignore[no-untyped-def]
-    """Batch norm's backward pass as three terms for each of the channels k; zero beyond the map's."""
-    exists = k < OUTPUTS
-    deviation = tl.load(rstd + k, exists, 0.0)
-    scale = tl.load(weight + k, exists, 0.0) * deviation
-    along = tl.load(sums + sums_step + k, exists, 0.0) * inverse_pixels * deviation
-    centre = tl.load(mean + k, exists, 0.0)
-    # scale * (g - mean of g - (value - centre) * along)
-    constant = scale * (centre * along - tl.load(sums + k, exists, 0.0) * inverse_pixels)
-    return scale, -scale * along, constant
-
-
-@triton.jit
-def _behind_norm(  # type: ignore[no-untyped-def]
-    grad, raw, scale, factor, constant, r, k, valid, GRAD_STEP, RAW_STEP, OUTPUTS
-):
-    """The gradient of the raw map at rows r, channels k, in the map's dtype."""
-    mask = valid[:, None] & (k < OUTPUTS)[None, :]
-    g = tl.load(grad + r[:, None] * GRAD_STEP + k[None, :], mask, 0.0).to(tl.float32)
-    value = tl.load(raw + r[:, None] * RAW_STEP + k[None, :], mask, 0.0).to(tl.float32)
-    d = g * scale[None, :] + (value * factor[None, :] + constant[None, :])
-    return d.to(raw.dtype.element_ty)
-
-
-@triton.jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    out,
-    partials,
-    pixels,
-    tiles,
-    height,
-    width,
-    out_height,
-    out_width,
-    X_STEP: tl.constexpr,
-    OUT_STEP: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATHER: tl.constexpr,
-    BP: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """Computes out's transpose: there a channel's pixels lie in a few threads of one warp, which add them soonest."""
-    DTYPE: tl.constexpr = out.dtype.element_ty
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    program = tl.program_id(1)
-    k = tl.arange(0, BK)
-    weights = weight + n[:, None] * INPUTS + k[None, :]
-    if INPUTS <= BK:
-        matrix = tl.load(weights, (n < OUTPUTS)[:, None] & (k < INPUTS)[None, :], 0.0)
-    count = 0.0
-    mean = tl.zeros((BN,), tl.float32)
-    deviations = tl.zeros((BN,), tl.float32)
-    for tile in range(program, tiles, tl.num_programs(1)):
-        r = tile * BP + tl.arange(0, BP)
-        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
-        sums = tl.zeros((BN, BP), tl.float32)
-        if INPUTS <= BK:
-            a = tl.load(x + p[:, None] * X_STEP + k[None, :], valid[:, None] & (k < INPUTS)[None, :], 0.0)
-            if ACTIVATION > 0:
-                a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
-            sums = product(matrix, tl.trans(a), sums)
-        else:
-            for start in range(0, INPUTS, BK):
-                exists = start + k < INPUTS
-                a = tl.load(x + p[:, None] * X_STEP + (start + k)[None, :], valid[:, None] & exists[None, :], 0.0)
-                if ACTIVATION > 0:
-                    a = activated(a.to(tl.float32), ACTIVATION).to(DTYPE)
-                b = tl.load(weights + start, (n < OUTPUTS)[:, None] & exists[None, :], 0.0)
-                sums = product(b, tl.trans(a), sums)
-        rounded = sums.to(DTYPE)
-        mask = (n < OUTPUTS)[:, None] & (r < pixels)[None, :]
-        tl.store(out + r[None, :] * OUT_STEP + n[:, None], rounded, mask)
-        rows = tl.minimum(pixels - tile * BP, BP).to(tl.float32)
-        count, mean, deviations = merged(count, mean, deviations, rounded.to(tl.float32), mask, rows, 1)
-    write_statistics(partials, program, n, count, mean, deviations, OUTPUTS)
-
-
-@triton.jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
-    grad,
-    raw,
-    mean,
-    rstd,
-    norm_weight,
-    sums,
-    sums_step,
-    x,
-    weight,
-    into,
-    partials,
-    tiles,
-    pixels,
-    inverse_pixels,
-    height,
-    width,
-    out_height,
-    out_width,
-    GRAD_STEP: tl.constexpr,
-    RAW_STEP: tl.constexpr,
-    X_STEP: tl.constexpr,
-    INTO_STEP: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATHER: tl.constexpr,
-    BP: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """Both gradients, for all output channels and BN input channels."""
-    DTYPE: tl.constexpr = into.dtype.element_ty
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    program = tl.program_id(1)
-    k = tl.arange(0, BM)
-    mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
-    matrix = tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0)
-    scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
-    weight_grad = tl.zeros((BM, BN), tl.float32)
-    for tile in range(program, tiles, tl.num_programs(1)):
-        r = tile * BP + tl.arange(0, BP)
-        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
-        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
-        there = valid[:, None] & (n < INPUTS)[None, :]
-        a = tl.load(x + p[:, None] * X_STEP + n[None, :], there, 0.0)
-        x_grad = product(d, matrix, tl.zeros((BP, BN), tl.float32))
-        if ACTIVATION > 0:
-            z = a.to(tl.float32)
-            value, derivative = activated_and_slope(z, ACTIVATION)
-            x_grad *= derivative
-            a = value.to(DTYPE)
-        tl.store(into + p[:, None] * INTO_STEP + n[None, :], x_grad.to(DTYPE), there)
-        weight_grad = product(tl.trans(d), a, weight_grad)
-    at = partials + program * (OUTPUTS * INPUTS) + k[:, None] * INPUTS + n[None, :]
-    tl.store(at, weight_grad, mask)
-
-
-@triton.jit
-def _input_gradient_kernel(  # type: ignore[no-untyped-def]
-    grad,
-    raw,
-    mean,
-    rstd,
-    norm_weight,
-    sums,
-    sums_step,
-    x,
-    weight,
-    into,
-    pixels,
-    inverse_pixels,
-    height,
-    width,
-    out_height,
-    out_width,
-    GRAD_STEP: tl.constexpr,
-    RAW_STEP: tl.constexpr,
-    X_STEP: tl.constexpr,
-    INTO_STEP: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATHER: tl.constexpr,
-    BP: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    DTYPE: tl.constexpr = into.dtype.element_ty
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    r = tl.program_id(1) * BP + tl.arange(0, BP)
-    x_grad = tl.zeros((BP, BN), tl.float32)
-    for start in range(0, OUTPUTS, BK):
-        k = start + tl.arange(0, BK)
-        scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
-        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
-        mask = (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :]
-        x_grad = product(d, tl.load(weight + k[:, None] * INPUTS + n[None, :], mask, 0.0), x_grad)
-    p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
-    there = valid[:, None] & (n < INPUTS)[None, :]
-    if ACTIVATION > 0:
-        z = tl.load(x + p[:, None] * X_STEP + n[None, :], there, 0.0).to(tl.float32)
-        x_grad *= slope(z, ACTIVATION)
-    tl.store(into + p[:, None] * INTO_STEP + n[None, :], x_grad.to(DTYPE), there)
-
-
-@triton.jit
-def _weight_gradient_kernel(  # type: ignore[no-untyped-def]
-    grad,
-    raw,
-    mean,
-    rstd,
-    norm_weight,
-    sums,
-    sums_step,
-    x,
-    partials,
-    tiles,
-    pixels,
-    inverse_pixels,
-    height,
-    width,
-    out_height,
-    out_width,
-    GRAD_STEP: tl.constexpr,
-    RAW_STEP: tl.constexpr,
-    X_STEP: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    GATHER: tl.constexpr,
-    BP: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    k = tl.program_id(1) * BM + tl.arange(0, BM)
-    program = tl.program_id(2)
-    scale, factor, constant = _norm_terms(mean, rstd, norm_weight, sums, sums_step, inverse_pixels, k, OUTPUTS)
-    weight_grad = tl.zeros((BM, BN), tl.float32)
-    for tile in range(program, tiles, tl.num_programs(2)):
-        r = tile * BP + tl.arange(0, BP)
-        d = _behind_norm(grad, raw, scale, factor, constant, r, k, r < pixels, GRAD_STEP, RAW_STEP, OUTPUTS)
-        p, valid = _pixels(r, pixels, height, width, out_height, out_width, GATHER)
-        a = tl.load(x + p[:, None] * X_STEP + n[None, :], valid[:, None] & (n < INPUTS)[None, :], 0.0)
-        if ACTIVATION > 0:
-            a = activated(a.to(tl.float32), ACTIVATION).to(x.dtype.element_ty)
-        weight_grad = product(tl.trans(d), a, weight_grad)
-    at = partials + program * (OUTPUTS * INPUTS) + k[:, None] * INPUTS + n[None, :]
-    tl.store(at, weight_grad, (k < OUTPUTS)[:, None] & (n < INPUTS)[None, :])

@@ -89,7 +89,7 @@ def test_apply_is_batch_norm_and_activation(pixels: int, channels: int, activati
     assert found.is_contiguous()
     torch.testing.assert_close(found.double(), expected, rtol=rounding, atol=rounding / 4)
     half = batch_norm.apply(raw[:, 2:], normalization.channels(2, channels), activation)
-    torch.testing.assert_close(half, found[:, 2:], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(half, found[:, 2:], rtol=rounding, atol=rounding / 4)
 
 
 def test_a_batch_norm_without_running_statistics_is_refused() -> None:

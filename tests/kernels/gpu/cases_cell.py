@@ -26,7 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 DEVICE = "cpu" if INTERPRETED else "cuda"
 NORMAL = ("skip_connect 1", "sep_conv_3x3 0", "dil_conv_5x5 2", "avg_pool_3x3 0", "max_pool_3x3 3", "skip_connect 2")
-REDUCE = ("max_pool_3x3 0", "skip_connect 1", "sep_conv_3x3 0", "dil_conv_5x5 2", "skip_connect 0", "conv_7x1_1x7 3")
+REDUCE = ("max_pool_3x3 0", "skip_connect 1", "conv_7x1_1x7 0", "dil_conv_3x3 2")
+SMALL = ("dil_conv_3x3 0", "skip_connect 1")
 
 
 @pytest.fixture(autouse=True)
@@ -126,16 +127,9 @@ def run_cell(rate: float = 0.0) -> Callable[..., Tensor]:
 @pytest.mark.parametrize(
     ("texts", "concat", "activation", "options"),
     [
-        (NORMAL, (2, 4), "swish", {}),
-        (REDUCE, (4, 2, 3), "relu", {"reduction": True}),
-        (
-            (REDUCE[0], REDUCE[1], *REDUCE[4:5], REDUCE[3]),
-            (3,),
-            "hswish",
-            {"reduction": True, "width": 5, "drop_path": True},
-        ),
-        (NORMAL[:4], (2, 3), "relu", {"after_reduction": True, "drop_path": True}),
-        (("sep_conv_3x3 1", "skip_connect 1"), (2,), "swish", {}),  # nobody reads the older input
+        (NORMAL, (2, 4), "swish", {"drop_path": True}),
+        (REDUCE, (3, 2), "relu", {"reduction": True, "after_reduction": True}),
+        (("sep_conv_5x5 1", "skip_connect 1"), (2,), "hswish", {"width": 5}),  # nobody reads the older input
     ],
 )
 def test_a_cell(
@@ -162,23 +156,20 @@ def test_published_cells(name: str, reduction: bool) -> None:
 
 
 def small_network(**options: Any) -> CellNetwork:
-    genotype = Genotype(
-        edges("sep_conv_3x3 0", "skip_connect 1"), (2,), edges("dil_conv_3x3 0", "skip_connect 1"), (2,)
-    )
-    arguments = {"genotype": genotype, "init_channels": 8, "layers": 3, "num_classes": 5} | options
+    genotype = Genotype(edges(*SMALL), (2,), edges(*SMALL), (2,))
+    arguments = {"genotype": genotype, "init_channels": 8, "layers": 1, "num_classes": 5} | options
     network: CellNetwork = varied(CellNetwork(**arguments))
     return network.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "size"),
     [
-        {"activation": "swish", "squeeze_excite": True, "drop_path_rate": 0.3, "auxiliary": True},
-        {"activation": "relu", "stem": "cifar", "layers": 1},
+        ({"layers": 3, "activation": "swish", "squeeze_excite": True, "drop_path_rate": 0.3, "auxiliary": True}, 36),
+        ({"stem": "cifar"}, 5),  # both inputs of its first cell are the same map
     ],
 )
-def test_a_network(options: dict[str, Any]) -> None:
-    size = 5 if "stem" in options else 36
+def test_a_network(options: dict[str, Any], size: int) -> None:
     assert_as_exact_as_pytorch(small_network(**options), [channels_last(2, 3, size, size)], lambda net, x: net(x))
 
 
@@ -187,8 +178,8 @@ def test_a_gate() -> None:
     assert_as_exact_as_pytorch(module, [channels_last(2, 24, 5, 7) + 0.3], lambda gate, x: gate(x))
 
 
-def test_checkpointing_changes_nothing() -> None:
-    network = small_network(layers=1, squeeze_excite=True, drop_path_rate=0.3)
+def test_runs_are_bit_exact_with_checkpointing_or_without() -> None:
+    network = small_network(squeeze_excite=True, drop_path_rate=0.3)
     fuse(network)
     saving = copy.deepcopy(network)
     saving.set_grad_checkpointing(True)
@@ -199,16 +190,12 @@ def test_checkpointing_changes_nothing() -> None:
             assert torch.equal(value, results[1][name]), name
 
 
-def test_runs_are_bit_exact_and_a_cell_keeps_its_names() -> None:
-    cell = build_cell(("max_pool_3x3 0", "sep_conv_3x3 1"), (2,), "relu", reduction=True)
+def test_a_cell_keeps_its_names() -> None:
+    cell = build_cell(NORMAL, (2, 3), "relu")
     names = list(cell.state_dict())
     fuse(cell)
-    assert type(cell) is FusedCell
+    assert type(copy.deepcopy(cell)) is FusedCell
     assert list(cell.state_dict()) == names
-    inputs = [channels_last(2, 12, 5, 7), channels_last(2, 16, 5, 7)]
-    again = copy.deepcopy(cell)
-    results = [step(each, inputs, run_cell()) for each in (cell, again)]
-    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
     unfuse(cell)
     assert type(cell) is Cell
 

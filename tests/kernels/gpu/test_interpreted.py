@@ -1,5 +1,7 @@
-"""Runs the cases of the GPU kernels: in Triton's interpreter in a process of its own, since Triton reads the variable on
-import, and as they are where there is a GPU."""
+"""Runs the cases of the GPU kernels: in Triton's interpreter and, where there is one, on a GPU.
+
+In a process of its own: Triton reads its variable when it is imported.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gaeanet.cells.zoo import ZOO
 from gaeanet.kernels.gpu.availability import obstacle
 
 HERE = Path(__file__).parent
@@ -40,8 +43,10 @@ def test_in_the_interpreter(cases: str) -> None:
 
 
 @pytest.mark.slow
-def test_published_cells_in_the_interpreter() -> None:
-    run("cases_cell.py", "slow", TRITON_INTERPRET="1")
+@pytest.mark.parametrize("name", ZOO)
+def test_published_cells_in_the_interpreter(name: str) -> None:
+    run(f"cases_cell.py::test_published_cells[{name}-False]", "slow", TRITON_INTERPRET="1")
+    run(f"cases_cell.py::test_published_cells[{name}-True]", "slow", TRITON_INTERPRET="1")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
