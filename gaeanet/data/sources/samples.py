@@ -145,7 +145,7 @@ class Samples:
             if not len(self.rows[split]):
                 raise RequestError(f"{where}: has no {split} images")
         of_key = self._class_names(notes)
-        keys = {split: np.array(rows.keys, np.int32) for split, rows in self.rows.items()}
+        keys = {split: np.frombuffer(rows.keys, np.int32) for split, rows in self.rows.items()}
         present = {split: sorted({of_key[key] for key in np.unique(keys[split]).tolist()}) for split in keys}
         check_classes(present["train"], present["val"], where)
         classes = tuple(present["train"])
@@ -199,9 +199,9 @@ class Samples:
         """The WordNet id of each key that any sample tells it for; raises `RequestError` where samples disagree."""
         wnids, known, key_of = list(self._wnids), dict[int, str](), dict[str, int]()
         for split, rows in self.rows.items():
-            of_row = np.array(rows.wnids, np.int64)
+            of_row = np.frombuffer(rows.wnids, np.int32)
             told = np.flatnonzero(of_row >= 0)
-            pairs = np.array(rows.keys, np.int64)[told] << 32 | of_row[told]
+            pairs = np.frombuffer(rows.keys, np.int32)[told].astype(np.int64) << 32 | of_row[told]
             unique, first = np.unique(pairs, return_index=True)
             for at in np.argsort(first):
                 row, key, wnid = int(told[first[at]]), int(unique[at] >> 32), wnids[int(unique[at] & 0xFFFFFFFF)]
@@ -256,8 +256,8 @@ class Samples:
                 names += text
                 ends.append(len(names))
                 order.append(row)
-        rows_in_order = np.array(order, np.int64)
-        found = Split(np.frombuffer(bytes(names), np.uint8), np.array(ends, np.int64), labels[rows_in_order])
+        rows_in_order = np.frombuffer(order, np.int64)
+        found = Split(np.frombuffer(names, np.uint8), np.frombuffer(ends, np.int64), labels[rows_in_order])
         return found, rows_in_order
 
 
@@ -271,8 +271,8 @@ class Ranges(NamedTuple):
     @classmethod
     def of(cls, rows: Rows, order: NDArray[np.int64]) -> Ranges:
         """Those of `rows`, in this order."""
-        units, offsets, sizes = np.array(rows.units, np.int32), np.array(rows.offsets), np.array(rows.sizes)
-        return cls(units[order], offsets[order], sizes[order])
+        columns = np.frombuffer(rows.units, np.int32), np.frombuffer(rows.offsets, np.int64)
+        return cls(columns[0][order], columns[1][order], np.frombuffer(rows.sizes, np.int64)[order])
 
 
 def file_name(path: str, class_name: str) -> str:
