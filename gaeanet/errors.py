@@ -5,7 +5,8 @@
     ├── RunError        1   the run failed on the way
     │   └── HeldUp     75   one of several processes had to stop without the others, and so without saving
     └── Stopped        75   stopped on request, with the state saved: run again with --resume
-        └── Preempted   0   stopped by a cluster, which knows of the saved state and starts the run again from it
+        ├── Preempted   0   stopped by a cluster, which knows of the saved state and starts the run again from it
+        └── Ended       0   ended by a cluster's search, which has seen enough of it; its state is saved
 
 Every message is one line that says what was wrong, where (key, path or object) and what to do. The command line
 prints it without a traceback; library users catch `GaeanetError`.
@@ -52,6 +53,12 @@ class Stopped(GaeanetError):
 
 class Preempted(Stopped):
     """A cluster took the run's place back; to the cluster, a run that ends well is one that can go on."""
+
+    exit_code = 0
+
+
+class Ended(Stopped):
+    """A search has no further use for a run; to the cluster, it is complete."""
 
     exit_code = 0
 

@@ -27,6 +27,7 @@ torch.set_num_threads(1)  # tests run side by side; threads of tiny networks onl
 gc.disable()  # a third of the time that imports take is looking for garbage among a million objects that stay
 
 DEAREST = (
+    "test_slurm.py",
     "test_distributed.py",
     "test_determined_trial.py",
     "test_bucket.py",

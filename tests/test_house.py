@@ -41,6 +41,8 @@ FREE_OF_TORCH += (
     "runtime.host",
     "runtime.load",
     "runtime.files",
+    "runtime.place",
+    "runtime.slurm",
     "runtime.yaml",
     "artifacts.directory",
     "artifacts.checkpoint",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from contextlib import nullcontext
 from gaeanet import __version__
 from gaeanet.cli import bench, data, networks, run, trained
 from gaeanet.cli.parser import Parser
-from gaeanet.cli.platform import check_launcher, check_platform
+from gaeanet.cli.platform import check_platform
 from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError, reason
 from gaeanet.runtime import load
@@ -20,6 +19,7 @@ from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.output import open_standard_streams
+from gaeanet.runtime.place import Place, place
 
 
 def _parser() -> Parser:
@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     try:
         check_platform()
-        check_launcher()
         parsed = _parser().parse_args(arguments)
         shorten_temporary_directory()
         with uncollected() if parsed.brief else nullcontext():
@@ -58,13 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: GaeanetError) -> int:
     """Prints an error; where several processes refuse or stop alike, only the first on each machine prints."""
-    rank, local_rank = os.environ.get("RANK"), os.environ.get("LOCAL_RANK", "0")
-    # A local rank that is no number is itself what is refused.
-    if not isinstance(error, RunError) and re.fullmatch("[1-9][0-9]{0,8}", local_rank):
+    try:
+        here = place()
+    except RequestError:  # that is what is being reported
+        here = Place()
+    if not isinstance(error, RunError) and here.local_rank != 0:
         if error.exit_code:
             time.sleep(3)  # the launcher ends all when one has failed: let the first one print before
     else:
-        prefix = f"gaeanet, process {rank}" if rank and os.environ.get("WORLD_SIZE") != "1" else "gaeanet"
+        prefix = f"gaeanet, process {here.rank}" if here.world_size > 1 else "gaeanet"
         # A cluster's log_policies match this word, to not restart a trial that would fail again.
         refused = "refused: " if isinstance(error, RequestError) and is_trial() else ""
         print(f"{prefix}: {refused}{shown(' '.join(str(error).split()))}", file=sys.stderr, flush=True)

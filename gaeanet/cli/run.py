@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.cli.parser import add_changes, add_command, as_name, as_path
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
+from gaeanet.runtime.place import place
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
@@ -58,26 +60,28 @@ def start(
         from gaeanet.runs.lock import owned
         from gaeanet.runs.trackers import factory_of
 
+    here = place()
     for name in experiment.hyperparameters.track:
         factory_of(name)
     run_dir = run_dir or run_dir_of(experiment.name)
     elsewhere = checkpoint_to_continue(continue_from) if continue_from else None
-    source = open_source(experiment)
-    if job == "search":
-        from gaeanet.data.sources.splits import image_shares
-
-        image_shares(source, experiment.hyperparameters)
-    # torchrun and clusters restart failed processes with the same arguments: an existing run is then their own.
     mirror = None
     with ExitStack() as owning:
-        if os.environ.get("RANK", "0") == "0" and not is_trial():
-            resume = resume or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-            check_run_dir(run_dir, resume)
-            owning.enter_context(owned(run_dir))
-            check_run_dir(run_dir, resume)  # again: another may have run here between the first look and the lock
-            if not resume:  # a resumed run does not need it any more
-                read_start(experiment.hyperparameters, source.catalog.classes)
-            mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
+        with _refused_together():
+            source = open_source(experiment)
+            if job == "search":
+                from gaeanet.data.sources.splits import image_shares
+
+                image_shares(source, experiment.hyperparameters)
+            # Launchers restart a run with the same arguments: what is in its directory is then its own.
+            if here.rank == 0 and not is_trial():
+                resume = resume or here.restarted
+                check_run_dir(run_dir, resume)
+                owning.enter_context(owned(run_dir))
+                check_run_dir(run_dir, resume)  # again: another may have run here between the first look and the lock
+                if not resume:  # a resumed run does not need it any more
+                    read_start(experiment.hyperparameters, source.catalog.classes)
+                mirror = _mirror(experiment.hyperparameters.checkpoint_bucket, resume)
 
         with importing(torch=True):
             if job == "search":
@@ -93,6 +97,20 @@ def start(
 
                 raise explained(error) or error from error
     return run_dir
+
+
+@contextmanager
+def _refused_together() -> Iterator[None]:
+    """Lets the other processes of the run refuse what this one refuses."""
+    try:
+        yield
+    except RequestError as error:
+        if place().world_size > 1:
+            with importing(torch=True):
+                from gaeanet.runtime.processes import report_refusal
+
+            report_refusal(str(error))
+        raise
 
 
 def is_trial() -> bool:

@@ -158,7 +158,7 @@ def report(arguments: argparse.Namespace) -> None:
 
     with joined() as processes:
         if processes.world_size > 1:
-            raise RequestError("report: one process makes it; start it without torchrun")
+            raise RequestError("report: one process makes it; start it without torchrun or srun")
         names = [str(run) if len(runs) > 1 else run.resolve().name for run in runs]
         evaluating = None if arguments.no_images else processes
         facts = [

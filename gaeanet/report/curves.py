@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -32,6 +33,8 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     Raises:
         RequestError: matplotlib is missing, or the file cannot be written.
     """
+    # Without a home that can be written, it warns that it keeps its cache elsewhere, which is what it should do.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         # The canvas is made directly: no display is asked for, whatever DISPLAY and MPLBACKEND say.
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -13,14 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gaeanet import __version__
 from gaeanet.artifacts import checkpoint, manifest
 from gaeanet.artifacts.directory import CONFIG, GENOTYPE, METRICS, TENSORBOARD, read_log
 from gaeanet.config.experiment import Experiment, experiment_from
-from gaeanet.errors import GaeanetError, Preempted, RequestError, RunError, Stopped, reason
+from gaeanet.errors import Ended, GaeanetError, Preempted, RequestError, RunError, Stopped, reason
 from gaeanet.runs.local import Checkpoint, LocalContext
+from gaeanet.runs.watch import Watch
+from gaeanet.runtime.host import usable_cores
 
 TIME_METRIC = "epochs"
 """The name of a searcher's `time_metric`; Determined's web UI also plots against it."""
@@ -81,11 +84,22 @@ class DeterminedContext(LocalContext):
             self._core.start()
         except Exception as error:
             raise RunError(f"cannot join the cluster as a trial: {reason(error)}; is its master reachable?") from error
+        self._ended_by_search: Watch | None = None
+        if self.processes.is_first:
+            self._ended_by_search = Watch(_search_has_ended)
+        if (
+            self.processes.world_size == 1
+            and self.processes.device.type == "cpu"
+            and "OMP_NUM_THREADS" not in os.environ
+        ):
+            torch.set_num_threads(_fair_threads())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._ended_by_search is not None:
+                self._ended_by_search.close()
             self._background.shutdown()
             if self.processes.is_first and any(self._core.train.get_tensorboard_path().glob("*")):
                 time.sleep(1)  # determined copies once a second at most, and ignores requests in between
@@ -95,7 +109,7 @@ class DeterminedContext(LocalContext):
             message = (
                 f"the master did not accept the last metrics: {_describe(cause)}; a restarted trial reports them again"
             )
-            if error is None or isinstance(error, Preempted):
+            if error is None or isinstance(error, (Preempted, Ended)):
                 raise RunError(message) from cause
             _note(message)
         finally:
@@ -164,12 +178,13 @@ class DeterminedContext(LocalContext):
         return Path(self._newest), tensors, state
 
     def asked_to_stop(self) -> bool:
-        return self.processes.is_first and self._core.preempt.should_preempt(auto_ack=False) is True
+        return self.processes.is_first and (self._is_preempted() or self._is_ended())
 
     def stopped(self, step: int, signal: str) -> Stopped:
         """Acknowledges a preemption, so that the master resumes the trial later; only once the state is saved."""
         failure = None
-        preempted = self.asked_to_stop()
+        ended = self.processes.from_first(self._is_ended())
+        preempted = self.processes.is_first and self._is_preempted()
         if preempted:
             try:
                 self._core.preempt.acknowledge_preemption_signal()
@@ -179,6 +194,8 @@ class DeterminedContext(LocalContext):
                     f"{_describe(error)}"
                 )
         self._raise_on_all(failure)
+        if ended:
+            return Ended(f"ended by the search after step {step}, saved as checkpoint {self._newest}")
         if self.processes.from_first(preempted):
             return Preempted(f"stopped by the cluster after step {step}, saved as checkpoint {self._newest}")
         return Stopped(
@@ -186,8 +203,21 @@ class DeterminedContext(LocalContext):
             "again from there while max_restarts allows it"
         )
 
+    def _is_preempted(self) -> bool:
+        return self._core.preempt.should_preempt(auto_ack=False) is True
+
+    def _is_ended(self) -> bool:
+        return self._ended_by_search is not None and self._ended_by_search.answered_yes
+
     def describe_outputs(self) -> str:
         return f"the last checkpoint, with log and experiment file: det checkpoint download {self._newest}"
+
+    def describe_next(self) -> str:
+        return (
+            f"train it: det checkpoint download {self._newest} -o found, then gaeanet train CONFIG --set "
+            f"hyperparameters.genotype=found/{GENOTYPE}; on the cluster: copy it to cells/found.json, then det "
+            "experiment create --config hyperparameters.genotype=cells/found.json FILE ."
+        )
 
     def _report_line(self, line: dict[str, Any]) -> str | None:
         """Reports a line to the master; returns a message if an earlier one was not accepted."""
@@ -250,6 +280,45 @@ def _determined() -> Any:
             "gaeanet[determined] there, or do not set DET_SKIP_PIP_INSTALL"
         ) from None
     return determined
+
+
+def _search_has_ended() -> bool:
+    """Whether the search has ended this trial; the master (0.38.1) only changes its state, and sends no signal."""
+    bindings, info = _bindings(), _determined().get_cluster_info()
+    with _session() as session:
+        trial = bindings.get_GetTrial(session, trialId=info.trial.trial_id).trial
+    return bool(trial.state == bindings.trialv1State.STOPPING_COMPLETED)
+
+
+def _fair_threads() -> int:
+    """Threads of a trial of one process on CPUs: its slots' share of the machine, where other trials have the rest.
+
+    Trials that all take every core spend their time in waiting for each other.
+    """
+    info = _determined().get_cluster_info()
+    if not info.slot_ids:
+        return usable_cores()
+    try:
+        with _session() as session:
+            slots = len(_bindings().get_GetAgent(session, agentId=info.agent_id).agent.slots or {})
+    except Exception as error:
+        _note(f"the master does not say how many slots this machine has: {reason(error)}; takes all its cores")
+        return usable_cores()
+    return max(1, usable_cores() * len(info.slot_ids) // max(slots, len(info.slot_ids)))
+
+
+def _session() -> Any:
+    """A session of this trial with the master, for one thread."""
+    from determined.common.api import authentication, certs
+
+    info = _determined().get_cluster_info()
+    return authentication.login_from_task(info.master_url, certs.default_load(info.master_url))
+
+
+def _bindings() -> Any:
+    from determined.common.api import bindings
+
+    return bindings
 
 
 def _describe(error: Exception) -> str:

@@ -27,7 +27,7 @@ Checkpoint = tuple[Path, dict[str, dict[str, Tensor]], checkpoint.State]
 
 
 class LocalContext:
-    """The execution context on one machine, or on several under torchrun that share a file system.
+    """The execution context of processes on one machine or on several, started by torchrun or `srun`.
 
     Attributes:
         run_dir: The run's directory.
@@ -124,8 +124,12 @@ class LocalContext:
     def latest(self, note: Callable[[str], None]) -> Checkpoint | None:
         """The newest intact checkpoint, loaded and verified; `note` receives a message for each damaged one skipped.
 
+        The first process reads it and hands it to the others: machines need not share the run directory, and what one
+        has left there from another run is never read.
+
         Raises:
-            RequestError: The first process has one that this process cannot see.
+            RunError: The first process cannot read the mirror.
+            RequestError: The first process cannot read the checkpoint to continue from.
         """
         newest: Checkpoint | None = None
         failure = None
@@ -142,12 +146,12 @@ class LocalContext:
                     break
                 except RequestError as error:
                     note(f"skipped a damaged checkpoint: {error}")
-        path = self.processes.from_first(newest[0] if newest else self._start)
-        if path is not None and newest is None:
-            newest = path, *checkpoint.load(path)
-        if path is not None and path == self._start:
-            self._restore_log(path)
-            note(f"resumes from {path}")
+            if newest is None and self._start is not None:
+                newest = self._start, *checkpoint.load(self._start)
+        newest = self.processes.from_first(newest)
+        if newest is not None and newest[0] == self._start:
+            self._restore_log(newest[0])
+            note(f"resumes from {newest[0]}")
         return newest
 
     def _raise_on_all(self, failure: str | None) -> None:
@@ -174,6 +178,10 @@ class LocalContext:
         if f"{CHECKPOINTS}/latest" not in there:  # a file system without links
             there.append(CHECKPOINTS)
         return f"everything is in {self.run_dir}: {', '.join(there[:-1])} and {there[-1]}"
+
+    def describe_next(self) -> str:
+        """A message that says how to train the cell that a search has found."""
+        return f"train it: gaeanet train CONFIG --set hyperparameters.genotype={self.run_dir / GENOTYPE}"
 
     def _restore_log(self, path: Path) -> None:
         """Copies the log stored with a checkpoint into the run directory, so that it has no gap."""

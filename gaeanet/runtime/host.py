@@ -7,10 +7,16 @@ import ctypes
 import os
 import tempfile
 
+from gaeanet.runtime.slurm import cores_of_task
+
 
 def usable_cores() -> int:
-    """Number of CPU cores in the process's affinity mask, where the system reports one; else the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of CPU cores for this process: those of its affinity mask, or of the machine where there is none.
+
+    Under Slurm at most those allocated to its task, which the mask need not show.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, cores_of_task(os.environ) or cores)
 
 
 LONGEST_TEMPORARY = 60

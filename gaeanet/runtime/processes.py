@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store, default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
-from gaeanet.errors import RequestError
-from gaeanet.runtime.rendezvous import fresh_store
+from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.place import place
+from gaeanet.runtime.rendezvous import fresh_store, refusal_of_any
+from gaeanet.runtime.slurm import cores_of_task
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """By which schedulers, people and closed terminals ask a run to stop."""
@@ -25,29 +30,29 @@ _LOOK = 0.05
 
 
 class Processes:
-    """The processes that torchrun (or a cluster's launcher) started for this run, or this one alone.
+    """The processes that torchrun, a cluster's launcher or `srun` started for this run, or this one alone.
 
     Attributes:
         rank, local_rank, world_size: This process among them.
         device: Where this process computes.
+
+    Raises:
+        RunError: The processes do not find each other.
+        RequestError: Another one refuses to start; the message is its own.
     """
 
     def __init__(self) -> None:
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.device = default_device(self.local_rank)
+        here = place()
+        self.rank, self.local_rank, self.world_size = here.rank, here.local_rank, here.world_size
+        self.device = default_device(here.gpu)
         self._control: dist.ProcessGroup | None = None
-        if "WORLD_SIZE" in os.environ:
-            try:
-                store, _, _ = next(rendezvous("env://"))
-            except ValueError as error:  # MASTER_ADDR or MASTER_PORT
-                variable = next((word for word in str(error).split() if word.startswith("MASTER")), "MASTER_ADDR")
-                raise RequestError(
-                    f"the environment has WORLD_SIZE={self.world_size}, but no {variable} that this process could find "
-                    "the others by: start the processes with torchrun, or unset WORLD_SIZE"
-                ) from None
-            store = fresh_store(PrefixStore("gaeanet", store), self.rank, self.world_size)
+        if "OMP_NUM_THREADS" not in os.environ and cores_of_task(os.environ):
+            torch.set_num_threads(usable_cores())  # PyTorch counts the machine's cores where Slurm binds no task to its
+        if here.meeting is not None:
+            store: Store = PrefixStore("gaeanet", _meet(here.meeting))
+            if not here.supervised and (refusal := refusal_of_any(store, self.rank, self.world_size, None)):
+                raise RequestError(refusal)
+            store = fresh_store(store, self.rank, self.world_size)
             on_gpu = self.device.type == "cuda"
             if on_gpu:
                 torch.cuda.set_device(self.device)
@@ -101,6 +106,37 @@ class Processes:
         if self._control is not None and dist.is_initialized():
             dist.destroy_process_group()
             self._control = None
+
+
+def report_refusal(reason: str) -> None:
+    """Lets the other processes of the run know that this one refuses to start: they would wait for it.
+
+    Nothing happens where there are none, or where their launcher ends them all when one has ended.
+    """
+    here = place()
+    if here.meeting is not None and not here.supervised:
+        with contextlib.suppress(RunError, dist.DistError):  # they have not come, or are gone
+            store = PrefixStore("gaeanet", _meet(here.meeting, _PATIENCE))
+            refusal_of_any(store, here.rank, here.world_size, reason)
+
+
+_PATIENCE = timedelta(minutes=5)
+"""How long a process that refuses to start waits for the others, which may still be importing."""
+
+
+def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
+    """The store that all processes of the run share."""
+    try:
+        store: Store = next(rendezvous(url, timeout=patience))[0]
+    except (dist.DistError, OSError, ValueError) as error:  # ValueError: MASTER_ADDR or MASTER_PORT is not set
+        where = url.partition("?")[0]
+        if where == "env://":
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RunError(
+            f"the processes of this run cannot meet at {where}: {reason(error)}; MASTER_ADDR and MASTER_PORT name "
+            "another host or a free port"
+        ) from None
+    return store
 
 
 class StoppedWaiting(BaseException):
@@ -185,10 +221,10 @@ class StopRequest:
             self._watch()
 
 
-def default_device(local_rank: int = 0) -> torch.device:
-    """The best device of this machine for the process `local_rank` on it."""
+def default_device(gpu: int = 0) -> torch.device:
+    """The best device of this machine; `gpu` says which of several GPUs."""
     if torch.cuda.is_available():
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", gpu)
     if torch.backends.mps.is_available():
         return torch.device("mps")
     return torch.device("cpu")

@@ -25,3 +25,19 @@ def fresh_store(store: Store, rank: int, world_size: int) -> Store:
         if all(store.get(f"vote/{other}").decode() == vote for other in range(world_size)):
             return PrefixStore(vote, store)
         time.sleep(0.01)
+
+
+def refusal_of_any(store: Store, rank: int, world_size: int, refusal: str | None) -> str | None:
+    """Why one of the processes refuses to start, the first one's reason first; None where all start.
+
+    Every process calls this, with its own reason or None. The store is the first process's and ends with it, so where
+    somebody refuses, it waits until all have read that.
+    """
+    store.set(f"refusal/{rank}", refusal or "")
+    refusals = [store.get(f"refusal/{other}").decode() for other in range(world_size)]
+    reasons = [reason for reason in refusals if reason]
+    store.set(f"read/{rank}", "")
+    if reasons and rank == 0:
+        for other in range(world_size):
+            store.get(f"read/{other}")
+    return reasons[0] if reasons else None

@@ -220,7 +220,7 @@ class Searching(Job):
         return [
             *skipped_steps(self.state),
             f"found: {genotype.to_text()}",
-            f"train it: gaeanet train CONFIG --set hyperparameters.genotype={context.run_dir / GENOTYPE}",
+            context.describe_next(),
             context.describe_outputs(),
         ]
 

@@ -10,6 +10,7 @@ from gaeanet.config.experiment import Experiment
 from gaeanet.data.loading.workers import PREFETCH, usable_workers, workers_each
 from gaeanet.data.sources.order import share
 from gaeanet.errors import RequestError
+from gaeanet.runtime.place import place
 
 SHM = Path("/dev/shm")  # noqa: S108 (where Linux keeps shared memory, not a temporary file)
 
@@ -40,16 +41,15 @@ def check_shared_memory(experiment: Experiment) -> None:
     """Raises `RequestError` where /dev/shm has less free than `needed_bytes`, with the size that it needs."""
     if not SHM.is_dir():
         return
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = needed_bytes(experiment, world_size, local_world_size)
+    here = place()
+    needed = needed_bytes(experiment, here.world_size, here.local_world_size)
     state = os.statvfs(SHM)
     free = state.f_bavail * state.f_frsize
     if needed > free:
         raise RequestError(
             f"{SHM} has {free / 1e6:,.0f} MB free, and the batches of "
-            f"{usable_workers(experiment.data.num_workers_train)} workers for each of {local_world_size} "
-            f"process{'es' * (local_world_size > 1)} take up to {needed / 1e6:,.0f} MB: enlarge it (docker: "
+            f"{usable_workers(experiment.data.num_workers_train)} workers for each of {here.local_world_size} "
+            f"process{'es' * (here.local_world_size > 1)} take up to {needed / 1e6:,.0f} MB: enlarge it (docker: "
             f"--shm-size={-(-needed // 2**30)}g) or lower data.num_workers_train and num_workers_val"
         )
 

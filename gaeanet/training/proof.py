@@ -23,12 +23,10 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.kernels.build import Unavailable, cache_directory
 from gaeanet.kernels.gpu.availability import obstacle
 from gaeanet.runtime.devices import DTYPES
+from gaeanet.runtime.place import without_place
 
 SECONDS = 300
 """The longest that a trial may take; compiling takes most of it."""
-
-_PLACE = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Variables that would make the trial wait for the processes of the run."""
 
 
 class Doubts(NamedTuple):
@@ -95,10 +93,14 @@ def _remembered(file: Path) -> Doubts | None:
 def _tried(request: dict[str, Any]) -> Doubts:
     """The verdict of a process of its own; raises `TrialFailed`."""
     command = [sys.executable, "-m", "gaeanet.training.trial"]
-    environment = {name: value for name, value in os.environ.items() if name not in _PLACE}
     try:
         ended = subprocess.run(
-            command, env=environment, input=json.dumps(request), capture_output=True, text=True, timeout=SECONDS
+            command,
+            env=without_place(os.environ),
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:
         raise TrialFailed(f"the trial took more than {SECONDS} s") from None

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tiny import Result, TinyRun
 
-from gaeanet.cli.platform import check_launcher
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, RunError
+from gaeanet.runtime.place import place
 from gaeanet.runtime.processes import Processes
 
 Run = Callable[..., Result]
@@ -210,21 +210,19 @@ def test_field_report_79_an_empty_name_is_not_the_working_directory(
 def test_field_report_61_a_launcher_that_says_no_number(
     gaeanet: Run, experiment_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv(name, value)
-    refused(gaeanet("train", experiment_file()), f"the environment has {name}=")
+    refused(gaeanet("train", experiment_file()), f"{name} is ")
 
 
 @pytest.mark.parametrize(("one", "all_"), [("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")])
-def test_field_report_61_a_process_beyond_their_number(monkeypatch: pytest.MonkeyPatch, one: str, all_: str) -> None:
-    monkeypatch.setenv(all_, "0")
-    with pytest.raises(RequestError, match=f"{all_}='0'"):
-        check_launcher()
-    monkeypatch.setenv(all_, "2")
-    monkeypatch.setenv(one, "1")
-    check_launcher()
-    monkeypatch.setenv(one, "2")
-    with pytest.raises(RequestError, match=f"{one}=2 of {all_}=2: processes count from 0"):
-        check_launcher()
+def test_field_report_61_a_process_beyond_their_number(one: str, all_: str) -> None:
+    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    assert place({**environment, one: "1"}).world_size == 2
+    with pytest.raises(RequestError, match=f"{one} (is )?2 of {all_} 2.*: processes count from 0"):
+        place({**environment, one: "2"})
+    with pytest.raises(RequestError, match=f"{all_} is '0', where torchrun sets a whole number from 1"):
+        place({**environment, all_: "0"})
 
 
 def test_field_report_61_processes_that_cannot_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +230,6 @@ def test_field_report_61_processes_that_cannot_find_each_other(monkeypatch: pyte
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-        with pytest.raises(RequestError, match=r"WORLD_SIZE=2, but no MASTER_(ADDR|PORT) that this process could find"):
+        with pytest.raises(RunError, match=r"cannot meet at .*MASTER_(ADDR|PORT) expected, but not set"):
             Processes()
         monkeypatch.setenv(name, "127.0.0.1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from gaeanet.config.experiment import experiment_from
-from gaeanet.errors import Preempted, RequestError, RunError, Stopped
+from gaeanet.errors import Ended, Preempted, RequestError, RunError, Stopped
 from gaeanet.runs import determined as determined_context
+from gaeanet.runs import watch
 from gaeanet.runs.determined import DeterminedContext, read_experiment
 
 
@@ -24,7 +26,7 @@ class Core:
         self.train = self.preempt = self.checkpoint = self
         self.told: list[Any] = []
         self.trouble: dict[str, Exception] = {}
-        self.stop = False
+        self.stop = self.ended = False
 
     def __getattr__(self, name: str) -> Any:
         def remember(*arguments: Any, **_: Any) -> Any:
@@ -57,6 +59,9 @@ def core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Core:
     module = SimpleNamespace(init=lambda **_: core, PreemptMode=modes, TensorboardMode=modes)
     determined = SimpleNamespace(get_cluster_info=lambda: info, core=module)
     monkeypatch.setattr(determined_context, "_determined", lambda: determined)
+    monkeypatch.setattr(determined_context, "_search_has_ended", lambda: core.ended)
+    monkeypatch.setattr(determined_context, "_fair_threads", lambda: 1)
+    monkeypatch.setattr(watch.Watch.__init__, "__defaults__", (0.01,))
     core.info = info
     return core
 
@@ -149,6 +154,20 @@ def test_a_stop_is_acknowledged_if_and_only_if_the_cluster_asked(context: Determ
     preempted = context.stopped(1, "")
     assert (type(preempted), preempted.exit_code) == (Preempted, 0)
     assert told(core, "acknowledge_preemption_signal") == [[]]
+
+
+def test_a_run_that_the_search_has_ended_is_complete(context: DeterminedContext, core: Core) -> None:
+    save(context, 4)
+    assert not context.asked_to_stop()
+    core.ended = True
+    end = time.monotonic() + 10
+    while not context.asked_to_stop():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    ended = context.stopped(4, "")
+    assert (type(ended), ended.exit_code) == (Ended, 0)
+    assert str(ended) == "ended by the search after step 4, saved as checkpoint uuid-1"
+    assert told(core, "acknowledge_preemption_signal") == []
 
 
 def test_metrics_lost_at_the_very_end_are_a_failure(core: Core, tmp_path: Path) -> None:

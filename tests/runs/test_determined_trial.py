@@ -156,6 +156,43 @@ def test_metrics_that_the_master_does_not_take_end_the_trial_clearly_and_are_tol
     equal(tmp_path / "storage" / master.checkpoints[-1]["uuid"], tmp_path / "local" / "checkpoints" / "latest")
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_trial_that_the_search_has_ended_saves_and_is_complete(tmp_path: Path, slots: int) -> None:
+    """The master changes the trial's state and sends no signal, and its slots are to be free for the next trial."""
+    with Master() as master:
+        submit(master, tmp_path, **{**TINY, "hyperparameters.epochs": 400})
+        master.end_at = 3
+        trial = Allocation(master, tmp_path / "storage", slots=slots).start()
+        assert trial.finish() == 0, trial.output
+        newest = master.checkpoints[-1]
+    step = newest["metadata"]["steps_completed"]
+    assert 3 <= step < 4000
+    assert f"ended by the search after step {step}, saved as checkpoint {newest['uuid']}" in trial.output
+    assert "Traceback" not in trial.output
+    assert "acknowledged" not in master.events
+
+
+def test_trials_on_one_machine_share_its_cores(tmp_path: Path) -> None:
+    with Master() as master:
+        submit(master, tmp_path, **{**TINY, "hyperparameters.epochs": 1})
+        master.agent_slots = 1000
+        trial = Allocation(master, tmp_path / "storage")
+        del trial.environment["OMP_NUM_THREADS"]
+        assert trial.start().finish() == 0, trial.output
+    assert "CPU, 1 threads" in trial.output
+
+
+def test_a_master_that_does_not_answer_questions_changes_nothing(tmp_path: Path) -> None:
+    with Master() as master:
+        submit(master, tmp_path, **{**TINY, "hyperparameters.epochs": 1})
+        master.silent = True
+        trial = Allocation(master, tmp_path / "storage")
+        del trial.environment["OMP_NUM_THREADS"]
+        assert trial.start().finish() == 0, trial.output
+    assert "does not say how many slots this machine has" in trial.output
+    assert master.steps()[-1] == 10
+
+
 def test_a_search_runs_as_a_trial_and_brings_its_genotype(tmp_path: Path) -> None:
     values = {
         **TINY,
@@ -170,7 +207,9 @@ def test_a_search_runs_as_a_trial_and_brings_its_genotype(tmp_path: Path) -> Non
         submit(master, tmp_path, "search.yaml", **values)
         trial = Allocation(master, tmp_path / "storage", slots=1).start()
         assert trial.finish() == 0, trial.output
-        end = tmp_path / "storage" / master.checkpoints[-1]["uuid"]
+        uuid = master.checkpoints[-1]["uuid"]
+        assert f"train it: det checkpoint download {uuid} -o found, then gaeanet train CONFIG" in trial.output
+        end = tmp_path / "storage" / uuid
         last = max(master.told("training"))
         assert master.told("training")[last]["entropy"] > 1
         assert "discrete_top1_accuracy" in master.told("validation")[last]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import alone, joined, together
 from services import QUICK, Proxy, always
-from tiny import Result, read_log, same_but_for_speed
+from tiny import Result, read_log, same_but_for_speed, same_checkpoints
 
 from gaeanet.artifacts.checkpoint import load
 from gaeanet.runs import mirror
@@ -51,6 +52,32 @@ def test_another_machine_goes_on_from_the_bucket(
     assert mine.keys() == others.keys()
     assert all(torch.equal(value, others[group][name]) for group in mine for name, value in mine[group].items())
     assert same_but_for_speed(read_log(tmp_path / "straight"), read_log(run))
+
+
+@pytest.mark.slow
+def test_machines_that_share_no_directory_go_on_from_the_bucket(
+    gcs: Proxy, experiment_file: Write, t3: Path, tmp_path: Path
+) -> None:
+    """The second time on other machines, one of which has another run's checkpoint in the directory of that name."""
+    location = f"gs://photos/{tmp_path.name}/run"
+    config = experiment_file(epochs=4, checkpoint_every=3, checkpoint_bucket=location)
+    arguments = ["train", config, "--data", t3, "--run-dir", "run"]
+    homes = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for home in homes:
+        home.mkdir()
+    joined(together(2, arguments, tmp_path / "out", homes[:2]), tmp_path / "out")
+    there = Mirror(location)
+    for name in list(there.checkpoints())[1:]:
+        there._client.delete(f"checkpoints/{name}/manifest.json")
+    (left,) = there.checkpoints()
+
+    other = experiment_file("other", epochs=4, checkpoint_every=3, seed=1)
+    alone(["train", other, "--data", t3, "--run-dir", homes[3] / "run"], tmp_path / "other").join(120)
+    assert (homes[3] / "run" / "checkpoints" / left).is_dir()
+    out = joined(together(2, [*arguments, "--resume"], tmp_path / "out", homes[2:]), tmp_path / "out")
+    assert f"downloaded {left} from {location}" in out
+    same_checkpoints(homes[0] / "run", homes[2] / "run")
+    assert same_but_for_speed(read_log(homes[0] / "run"), read_log(homes[2] / "run"))
 
 
 def test_a_bucket_that_holds_a_run_is_not_written_over(

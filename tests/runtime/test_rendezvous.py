@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch.distributed as dist
+from launch import free_port
 
-from gaeanet.runtime.rendezvous import fresh_store
+from gaeanet.runtime.rendezvous import fresh_store, refusal_of_any
 
 
 def meet(store: dist.Store, world_size: int, late: int | None = None) -> list[bytes]:
@@ -44,6 +47,19 @@ def test_field_report_39_processes_started_again_read_nothing_of_the_dead(world_
         assert len(set(read)) == 1
         assert not before & set(read)
         before |= set(read)
+
+
+@pytest.mark.parametrize("refusing", [set(), {0}, {2}, {1, 2}, {0, 1, 2}])
+def test_all_refuse_what_one_refuses(refusing: set[int]) -> None:
+    port = free_port()
+
+    def process(rank: int) -> str | None:
+        store = dist.TCPStore("127.0.0.1", port, 3, rank == 0, timedelta(seconds=20), wait_for_workers=False)
+        return refusal_of_any(store, rank, 3, f"reason of {rank}" if rank in refusing else None)
+
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(process, range(3)))
+    assert answers == [f"reason of {min(refusing)}" if refusing else None] * 3
 
 
 def test_a_process_that_died_while_meeting_does_not_confuse_the_next() -> None:

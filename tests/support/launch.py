@@ -19,8 +19,11 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def together(processes: int, arguments: list[Any], output: Path) -> list[Life]:
-    """`gaeanet ARGUMENTS` in so many processes that find each other as torchrun's do, without its start."""
+def together(processes: int, arguments: list[Any], output: Path, homes: list[Path] | None = None) -> list[Life]:
+    """`gaeanet ARGUMENTS` in so many processes that find each other as torchrun's do, without its start.
+
+    With `homes`, each process has a working directory of its own, as on machines that share none.
+    """
     port = str(free_port())
     return [
         lives.start(
@@ -34,6 +37,7 @@ def together(processes: int, arguments: list[Any], output: Path) -> list[Life]:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
             },
+            homes[rank] if homes else None,
         )
         for rank in range(processes)
     ]

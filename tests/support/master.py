@@ -30,6 +30,10 @@ class Master:
         events: What happened in which order: `metrics <steps>`, `checkpoint <steps>`, `acknowledged`.
         requests: Every method and path.
         preempt_at: Asks the trial to stop as soon as metrics of this step or a later one have arrived.
+        end_at: As a search does, marks the trial as stopping from metrics of this step on; as in 0.38.1, no signal
+            goes out.
+        silent: Does not answer questions about trials and agents (HTTP status 502).
+        agent_slots: Slots of the agent.
         refuse: Answers metrics of this step or a later one with this HTTP status, `refusals` times.
     """
 
@@ -42,6 +46,10 @@ class Master:
         self.requests: list[str] = []
         self.slots = 1
         self.preempt_at: int | None = None
+        self.end_at: int | None = None
+        self.silent = False
+        self.agent_slots = 1
+        self.state = "STATE_RUNNING"
         self.refuse: tuple[int, int] | None = None
         self.refusals = 0
         self._preempt = threading.Event()
@@ -143,7 +151,21 @@ class Master:
         self.events.append(f"metrics {step}")
         if self.preempt_at is not None and step >= self.preempt_at:
             self._preempt.set()
+        if self.end_at is not None and step >= self.end_at:
+            self.state = "STATE_STOPPING_COMPLETED"
         return 200, {}
+
+    def _trial(self, trial: str, query: str, body: Any) -> tuple[int, Any]:
+        if self.silent:
+            return 502, {}
+        known = {"id": int(trial), "experimentId": 1, "hparams": {}, "restarts": 0, "totalBatchesProcessed": 0}
+        return 200, {"trial": {**known, "startTime": "2026-01-01T00:00:00Z", "state": self.state}}
+
+    def _agent(self, agent: str, query: str, body: Any) -> tuple[int, Any]:
+        if self.silent:
+            return 502, {}
+        slots = {f"{number:03}": {"id": str(number)} for number in range(self.agent_slots)}
+        return 200, {"agent": {"id": agent, "slotStats": {"brandStats": {}, "typeStats": {}}, "slots": slots}}
 
     def _progress(self, trial: str, query: str, body: dict[str, Any]) -> tuple[int, Any]:
         self.progress.append(body["progress"])
@@ -198,6 +220,8 @@ _ROUTES: list[tuple[str, str, Route]] = [
     ("POST", "/api/v1/runs/start", lambda master, query, body: (200, {"storageId": 1})),
     ("GET", "/api/v1/allocations/([^/]+)/signals/preemption", Master._preemption),
     ("POST", "/api/v1/allocations/([^/]+)/signals/ack_preemption", Master._acknowledged),
+    ("GET", "/api/v1/trials/([^/]+)", Master._trial),
+    ("GET", "/api/v1/agents/([^/]+)", Master._agent),
     ("POST", "/api/v1/trials/([^/]+)/metrics", Master._metrics),
     ("POST", "/api/v1/trials/([^/]+)/progress", Master._progress),
     ("POST", "/api/v1/trials/([^/]+)/runner/metadata", Master._nothing),

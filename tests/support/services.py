@@ -195,7 +195,7 @@ def always(fault: str, part: str) -> Faults:
     return lambda method, path: fault if part in path and "list-type" not in path else None
 
 
-def _end_with_the_tests() -> None:
+def end_with_the_tests() -> None:
     """Has the kernel end this process when the one that runs the tests is gone, however it went."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -204,7 +204,7 @@ def _end_with_the_tests() -> None:
 @contextlib.contextmanager
 def _service(command: list[str], port: int) -> Iterator[None]:
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, preexec_fn=_end_with_the_tests, **silent)
+    process = subprocess.Popen(command, preexec_fn=end_with_the_tests, **silent)
     try:
         for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

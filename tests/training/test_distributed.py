@@ -32,6 +32,7 @@ Start = Callable[..., subprocess.Popen[str]]
 Agent = Callable[..., Life]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 MODEL_DEF = str(ROOT / "model_def.py")
+HELD = str(ROOT / "tests" / "support" / "held.py")
 
 
 @pytest.fixture
@@ -313,3 +314,71 @@ def test_field_report_47_few_file_handles_end_in_a_hint(start: Start, experiment
     out = finish(start("bash", "-c", f"ulimit -n 64 && exec {command}"), code=2)
     assert "Traceback" not in out
     assert "ulimit -n" in out
+
+
+@pytest.mark.timeout(600)
+def test_law_6_nodes_come_and_go(
+    agent: Agent,
+    experiment_file: Write,
+    t3: Path,
+    marked: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torchrun with 1 to 2 nodes: a second one joins within an epoch, is lost within another, and a third one joins."""
+    config = experiment_file(epochs=40, checkpoint_every=3, validate_every=20)
+    # Otherwise an agent that has been there before does not publish where the processes meet (seen in PyTorch 2.14).
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    (tmp_path / "held").touch()
+    port, run = free_port(), tmp_path / "run"
+
+    def join(name: str) -> Life:
+        rendezvous = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "run"]
+        patience = ["--rdzv_conf", "last_call_timeout=1,is_host=" + str(int(name == "first"))]
+        elastic = ["--nnodes", "1:2", "--nproc_per_node", 1, "--max_restarts", 100]
+        return agent(
+            name, *rendezvous, *patience, *elastic, HELD, "train", config, "--data", t3, "--run-dir", run, "--resume"
+        )
+
+    def trained(batches: int) -> None:
+        goal = logged(run) + batches
+        wait_for(lambda: logged(run) >= goal, nodes[0], timeout=200)
+
+    def said() -> str:
+        """By all nodes: any of them may have the first process."""
+        return "".join(path.read_text() for name in names if (path := tmp_path / name).exists())
+
+    names = ("first", "second", "third")
+    nodes = [join("first")]
+    trained(3)
+    for name in names[1:]:
+        nodes.append(join(name))
+        wait_for(lambda: said().count("2 processes x 2 x 1") == len(nodes) - 1, nodes[0], timeout=200)
+        trained(3)
+        if name == "second":
+            lost = [pid for pid in members(marked) if _parent(pid) == nodes[1].pid]
+            for pid in [nodes[1].pid, *lost]:
+                os.kill(pid, signal.SIGKILL)
+            trained(3)
+    (tmp_path / "held").unlink()
+    for node in (nodes[0], nodes[2]):
+        node.join(200)
+    out = said()
+    assert nodes[0].exitcode == 0, out[-3000:]
+
+    straight = alone(train_arguments(config, t3, tmp_path / "straight"), tmp_path / "alone")
+    straight.join(200)
+    columns = ("epoch", "batches", "images", "learning_rate")
+    logs = [
+        [[line[name] for name in columns] for line in read_log(path, "train")] for path in (run, tmp_path / "straight")
+    ]
+    assert logs[0] == logs[1]
+    assert out.count("global 4 = 1 process x 4 x 1") == 2
+    assert out.count("resumed after step") == 3
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return 0

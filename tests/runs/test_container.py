@@ -1,0 +1,92 @@
+"""What a container is: an image that builds where there is an engine, and a run with a root nobody can write."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import read_log
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = (ROOT / "launch" / "Dockerfile").read_text()
+SOMEBODY = 54321
+"""A user without an entry in /etc/passwd, as OpenShift makes them."""
+
+
+def test_the_image_has_what_the_package_needs_and_a_user_of_its_own() -> None:
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    names = [name for line in copied for name in line.split()]
+    assert all((ROOT / name).exists() for name in names)
+    project = (ROOT / "pyproject.toml").read_text()
+    assert {re.findall('^readme = "(.+)"', project, re.MULTILINE)[0], "gaeanet", "pyproject.toml"} <= set(names)
+    users = re.findall(r"^USER (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert users[-1] == "1000", "by number, so that runAsNonRoot can be checked"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_image_builds_and_trains() -> None:
+    engine = shutil.which("docker")
+    if engine is None or subprocess.run([engine, "info"], capture_output=True).returncode:
+        pytest.skip("no Docker engine here")
+    tag = f"gaeanet-test-{os.getpid()}"
+    build = subprocess.run([engine, "build", "-q", "-f", ROOT / "launch/Dockerfile", "-t", tag, ROOT], text=True)
+    assert build.returncode == 0
+    try:
+        limits = ["--rm", "--read-only", "--tmpfs=/tmp:exec", "--tmpfs=/runs:mode=1777", f"--user={SOMEBODY}"]
+        settings = ["--set=hyperparameters.epochs=1", "--set=data.generated_per_class=20"]
+        command = [engine, "run", *limits, "--shm-size=1g", tag, "train", "const", *settings]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "everything is in runs/" in done.stdout
+    finally:
+        subprocess.run([engine, "image", "rm", "--force", tag], capture_output=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="a mount of one's own takes root on Linux")
+def test_field_report_84_a_root_that_cannot_be_written_and_no_home(
+    experiment_file: Callable[..., Path], t3: Path, tmp_path: Path
+) -> None:
+    """As with readOnlyRootFilesystem, runAsUser and emptyDir volumes at /runs and /tmp."""
+    config = experiment_file(epochs=1, data={"num_workers_train": 1})
+    for path in (tmp_path, *tmp_path.parents):
+        if path.stat().st_uid == os.geteuid() and path != Path("/"):
+            path.chmod(path.stat().st_mode | 0o055)
+    runs = tmp_path / "runs"
+    runs.mkdir(mode=0o777)
+    runs.chmod(0o777)
+    script = f"""
+    set -e
+    mount --bind {runs} /mnt
+    mount -o remount,ro,bind /
+    mount -t tmpfs tmpfs /var/tmp
+    exec setpriv --reuid {SOMEBODY} --regid {SOMEBODY} --clear-groups --no-new-privs \
+      {sys.executable} -m gaeanet.cli train {config} --data {t3} --run-dir /mnt/run
+    """
+    kept = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "LOGNAME", "USER")}
+    environment = {
+        **kept,
+        "HOME": "/nonexistent",
+        "TMPDIR": "/var/tmp",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "bash", "-c", script],
+        cwd="/",
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "own kernels" in done.stdout
+    assert [line["epoch"] for line in read_log(runs / "run", "validation")] == [1.0]
