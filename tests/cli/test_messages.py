@@ -182,7 +182,7 @@ def test_field_report_85_a_killed_worker_says_how_to_go_on(
     def killed(*_: Any) -> None:
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
-    monkeypatch.setattr("gaeanet.training.job.step", killed)
+    monkeypatch.setattr("gaeanet.training.recorded.step", killed)
     result = gaeanet("train", experiment_file(), "--data", t3)
     assert result.code == 1
     assert "a worker process was killed" in result.err
