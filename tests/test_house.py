@@ -39,10 +39,10 @@ FREE_OF_TORCH = (
 )
 FREE_OF_TORCH += (
     "runtime.host",
-    "runtime.load",
-    "runtime.files",
     "runtime.place",
     "runtime.slurm",
+    "runtime.load",
+    "runtime.files",
     "runtime.yaml",
     "artifacts.directory",
     "artifacts.checkpoint",

@@ -39,8 +39,9 @@ def prepare(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "prepare", prepare, "convert a data set to class folders or shards")
-    where = "directory, table, bucket's URL or hf://datasets/NAME"
-    command.add_argument("source", metavar="SOURCE", type=as_name, help=where)
+    command.add_argument(
+        "source", metavar="SOURCE", type=as_name, help="directory, table, bucket's URL or hf://datasets/NAME"
+    )
     command.add_argument("destination", metavar="DESTINATION", type=as_path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
     command.add_argument(

@@ -128,7 +128,13 @@ def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
     """The store that all processes of the run share."""
     try:
         store: Store = next(rendezvous(url, timeout=patience))[0]
-    except (dist.DistError, OSError, ValueError) as error:  # ValueError: MASTER_ADDR or MASTER_PORT is not set
+    except ValueError as error:  # MASTER_ADDR or MASTER_PORT
+        variable = next((word for word in str(error).split() if word.startswith("MASTER")), "MASTER_ADDR")
+        raise RequestError(
+            f"the environment has WORLD_SIZE={place().world_size}, but no {variable} that this process could find the "
+            "others by: start the processes with torchrun, or unset WORLD_SIZE"
+        ) from None
+    except (dist.DistError, OSError) as error:
         where = url.partition("?")[0]
         if where == "env://":
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"

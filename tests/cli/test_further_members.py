@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import Result, TinyRun
 
-from gaeanet.errors import RequestError, RunError
+from gaeanet.errors import RequestError
 from gaeanet.runtime.place import place
 from gaeanet.runtime.processes import Processes
 
@@ -230,6 +230,6 @@ def test_field_report_61_processes_that_cannot_find_each_other(monkeypatch: pyte
     monkeypatch.setenv("RANK", "0")
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-        with pytest.raises(RunError, match=r"cannot meet at .*MASTER_(ADDR|PORT) expected, but not set"):
+        with pytest.raises(RequestError, match=r"WORLD_SIZE=2, but no MASTER_(ADDR|PORT) that this process could find"):
             Processes()
         monkeypatch.setenv(name, "127.0.0.1")
