@@ -25,3 +25,19 @@ class Unreadable(NamedTuple):
     """Why an image's file cannot be read, in place of its bytes."""
 
     reason: str
+
+
+_SIGNATURES = (
+    (b"\xff\xd8", ".jpg"),
+    (b"\x89PNG", ".png"),
+    (b"RIFF", ".webp"),
+    (b"GIF8", ".gif"),
+    (b"BM", ".bmp"),
+    (b"II*\0", ".tif"),
+    (b"MM\0*", ".tif"),
+)
+
+
+def suffix_of(data: bytes) -> str:
+    """The suffix of a file with this content, for one that came without a name; `.jpg` where it is none of ours."""
+    return next((suffix for signature, suffix in _SIGNATURES if data.startswith(signature)), ".jpg")

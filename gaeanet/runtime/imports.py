@@ -7,6 +7,9 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from gaeanet.errors import RequestError
 
 
 @contextmanager
@@ -36,3 +39,16 @@ def importing(*, torch: bool = False) -> Iterator[None]:
             if "triton" not in sys.modules:
                 gc.freeze()
         yield
+
+
+def needed(module: str, extra: str) -> Any:
+    """A module of an optional dependency.
+
+    Raises:
+        RequestError: It is not installed; the message has the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.split(".")[0]
+        raise RequestError(f"{package} is not installed: pip install 'gaeanet[{extra}]'") from None

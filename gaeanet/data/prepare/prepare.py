@@ -10,17 +10,30 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gaeanet.data.prepare.hub_copy import hub_copy
 from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
+from gaeanet.data.prepare.spool import Spooled
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.sources.entries import is_hidden, is_image
-from gaeanet.data.sources.folder import FolderSource, read_table, table_of
+from gaeanet.data.sources.folder import Files, FolderSource, read_table, table_of
+from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.labels import validation_classes
-from gaeanet.data.sources.layout import ARCHIVES, INDEX, SPLIT_FOLDERS, TABLE, UNFINISHED, flat_folder, images_root
+from gaeanet.data.sources.layout import (
+    ARCHIVES,
+    INDEX,
+    SPLIT_FOLDERS,
+    TABLE,
+    UNFINISHED,
+    flat_folder,
+    images_root,
+    what_is_there,
+)
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
@@ -28,11 +41,25 @@ from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
+_SPOOL = ".spool"
+"""Where images lie for a while that cannot be read in the order of the shards."""
 _CHUNK = 256
 
 
-def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int = SHARD_BYTES) -> None:
+def prepare(
+    location: str,
+    destination: Path,
+    *,
+    shards: bool,
+    shard_bytes: int = SHARD_BYTES,
+    columns: Sequence[str] | None = None,
+    link: bool = False,
+) -> None:
     """Writes the images at `location` into `destination`, as class folders or as shards.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
+        link: Makes symbolic links to image files instead of copies.
 
     Raises:
         RequestError: `location` cannot be read or is not whole, or `destination` holds something else.
@@ -42,15 +69,17 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
         raise RequestError(
             f"{destination}: prepare writes to a directory; upload that with gcloud storage cp, aws s3 cp or azcopy"
         )
-    source = open_material(location)
+    source = open_material(location, columns)
+    if link and (shards or not isinstance(source, Files)):
+        what = "shards hold copies" if shards else f"{location} holds no image files"
+        raise RequestError(f"--link: {what}: leave it out")
     check_names(source.catalog, location)
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
     if _is_done(destination, facts):
         print(shown(f"{destination}: already holds all of {location}"))
         return
-    sizes = _sizes(source)
-    total = int(sum(array.sum() for array in sizes.values()))
+    total = 0 if link else source.total_bytes
     catalog = source.catalog
     counts = (
         f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
@@ -58,14 +87,19 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
         print(shown(note))
-    _begin(destination, facts, total)
+    _begin(destination, facts, 2 * total if shards and source.sequential else total)
     partial = destination / _PARTIAL
     try:
         with WorkProgress(total) as progress:
             if shards:
-                write_shards(source, sizes, destination, partial, shard_bytes, progress.add)
+                spool = destination / _SPOOL
+                readable_at_random = Spooled(source, spool) if source.sequential else source
+                write_shards(
+                    readable_at_random, _sizes(readable_at_random), destination, partial, shard_bytes, progress.add
+                )
+                shutil.rmtree(spool, ignore_errors=True)
             else:
-                _write_folders(source, sizes, destination, partial, progress)
+                _write_folders(source, destination, partial, progress, link)
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
@@ -82,9 +116,28 @@ def prepare(location: str, destination: Path, *, shards: bool, shard_bytes: int 
     print(shown(f"wrote {destination}: {counts}"))
 
 
-def open_material(location: str) -> Source:
-    """The images at `location`, a flat validation folder included if its classes can be known."""
+def open_material(location: str, columns: Sequence[str] | None = None) -> Source:
+    """The images at `location`, a flat validation folder included if its classes can be known.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
+
+    Raises:
+        RequestError: They cannot be read, or `columns` is given and there is no table.
+    """
+    if location.startswith("hf://"):
+        root = hub_copy(location)
+        source = open_foreign(str(root), columns)
+        if source is None:
+            raise RequestError(f"{location}: {what_is_there(root)}, none of which is read")
+        return source
     root = Path(location).expanduser()
+    if "://" not in location and not (root / UNFINISHED).exists() and not (root / INDEX).exists():
+        if not any((root / name).exists() for name in ARCHIVES.values()):
+            if source := open_foreign(location, columns):
+                return source
+    if columns:
+        raise RequestError(f"{location}: holds no table: --columns names a table's columns")
     if (
         "://" in location
         or not root.is_dir()
@@ -154,19 +207,26 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
 
 
-def _write_folders(source: Source, sizes: Sizes, destination: Path, partial: Path, progress: WorkProgress) -> None:
+def _write_folders(source: Source, destination: Path, partial: Path, progress: WorkProgress, link: bool) -> None:
     draft = partial / str(os.getpid())
     for split in ("train", "val"):
-        names, count = source.catalog.split(split), len(sizes[split])
-        for start in range(0, count, _CHUNK):
+        names, order = source.catalog.split(split), source.reading_order(split)
+        for start in range(0, len(order), _CHUNK):
             missing = []
-            for index in range(start, min(start + _CHUNK, count)):
+            for index in order[start : start + _CHUNK].tolist():
                 path = inside(destination / split, names.name(index))
-                if path.exists() and path.stat().st_size == sizes[split][index]:
-                    progress.add(int(sizes[split][index]), earlier=True)  # renamed into place, hence whole
+                size = path.stat().st_size if path.exists() else None
+                if size is not None and (source.sequential or size == source.size(split, index)):
+                    progress.add(size, earlier=True)  # renamed into place, hence whole
                 else:
                     missing.append(index)
-            for index, data in zip(missing, source.fetch(split, missing)):
+            for index in missing if link else ():
+                path = inside(destination / split, names.name(index))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draft.unlink(missing_ok=True)
+                draft.symlink_to(os.path.abspath(source.path(split, index)))
+                draft.replace(path)
+            for index, data in () if link else zip(missing, source.fetch(split, missing)):
                 data = readable(data, source.path(split, index))
                 path = inside(destination / split, names.name(index))
                 path.parent.mkdir(parents=True, exist_ok=True)

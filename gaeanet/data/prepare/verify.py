@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -22,14 +22,17 @@ _NAMED = 20
 """Images that a report names; the rest are counted."""
 
 
-def verify(location: str) -> None:
+def verify(location: str, columns: Sequence[str] | None = None) -> None:
     """Decodes every image at `location` and prints what is odd about them.
+
+    Args:
+        columns: Names of a table's columns of images, labels and splits; None to find them.
 
     Raises:
         RequestError: The images cannot be read.
         RunError: Some do not decode; they have been named.
     """
-    source = open_material(location)
+    source = open_material(location, columns)
     check_imagenet_is_whole(source.catalog, location)
     total = sum(len(source.catalog.split(split)) for split in ("train", "val"))
     odd: Counter[str] = Counter()
@@ -69,14 +72,14 @@ def _take_source(source: Source) -> None:
     _source = source
 
 
-def _look(part: tuple[str, int, int]) -> list[_Finding]:
-    """What there is to say about the images start..stop of a split."""
+def _look(part: tuple[str, list[int]]) -> list[_Finding]:
+    """What there is to say about these images of a split."""
     from gaeanet.data.images.decode import ImageError, oddities, to_pixels
 
     assert _source is not None
-    split, start, stop = part
+    split, indices = part
     found = []
-    for index, data in zip(range(start, stop), _source.fetch(split, range(start, stop))):
+    for index, data in zip(indices, _source.fetch(split, indices)):
         try:
             to_pixels(data)
         except ImageError as error:
@@ -91,12 +94,12 @@ def _look(part: tuple[str, int, int]) -> list[_Finding]:
 def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
     """For each part of the images: how many there are in it, and those that are odd."""
     parts = [
-        (split, start, min(start + _CHUNK, len(source.catalog.split(split))))
-        for split in ("train", "val")
-        for start in range(0, len(source.catalog.split(split)), _CHUNK)
+        (split, order[start : start + _CHUNK].tolist())
+        for split, order in ((split, source.reading_order(split)) for split in ("train", "val"))
+        for start in range(0, len(order), _CHUNK)
     ]
     context = multiprocessing.get_context("forkserver")  # a bucket's client does not live through a fork
     context.set_forkserver_preload(["gaeanet.data.loading.preload"])  # torch is imported once, not once a core
     with ProcessPoolExecutor(usable_cores(), context, initializer=_take_source, initargs=(source,)) as pool:
-        for (_, start, stop), found in zip(parts, pool.map(_look, parts)):
-            yield stop - start, found
+        for (_, indices), found in zip(parts, pool.map(_look, parts)):
+            yield len(indices), found

@@ -110,6 +110,13 @@ def imagenet_wnids() -> tuple[str, ...]:
 
 
 @cache
+def imagenet_english() -> tuple[str, ...]:
+    """The English names of ILSVRC2012's classes, in the order of `imagenet_wnids`."""
+    known = _timm_table("imagenet_synset_to_lemma.txt")
+    return tuple(known.get(wnid, wnid) for wnid in imagenet_wnids())
+
+
+@cache
 def _timm_table(file: str) -> dict[str, str]:
     """A table that timm carries, as first column -> second; read without importing timm, which would import torch."""
     spec = importlib.util.find_spec("timm")

@@ -23,6 +23,7 @@ from gaeanet.data.sources.layout import (
     images_root,
     meant_instead,
     split_folder,
+    what_is_there,
 )
 from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError, reason
@@ -141,7 +142,8 @@ def _splits(root: Path) -> dict[str, Path]:
         return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
     except RequestError as error:
         meant = None if holds_images(names) else meant_instead(root)
-        raise RequestError(f"{error}; did you mean {meant}?" if meant else str(error)) from None
+        found = f"did you mean {meant}?" if meant else f"{what_is_there(root)}; docs/data.md lists what is read"
+        raise RequestError(f"{error}; {found}") from None
 
 
 def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
+from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.entries import is_hidden
+from gaeanet.data.sources.split_files import files_below
 from gaeanet.errors import RequestError
 
 INDEX = "index.safetensors"
@@ -78,3 +82,24 @@ def _names(path: Path) -> set[str]:
         return {entry.name for entry in path.iterdir() if not is_hidden(entry.name)}
     except OSError:
         return set()
+
+
+def what_is_there(root: Path) -> str:
+    """A sentence on the files in a directory, for a refusal: how many of each kind."""
+    files = files_below(root)
+    if not files:
+        return "no files are in it"
+    kinds = Counter(_kind(file) for file in files)
+    most = sorted(((kind, kinds[kind]) for kind in kinds if kind), key=lambda entry: (-entry[1], entry[0]))[:4]
+    rest = sum(kinds.values()) - sum(count for _, count in most)
+    parts = [f"{count:,} {kind} {'file' if count == 1 else 'files'}" for kind, count in most]
+    return f"it holds {', '.join(parts)}" + (f" and {rest:,} other{'s' * (rest > 1)}" if rest else "")
+
+
+def _kind(file: str) -> str:
+    stem, suffix = os.path.splitext(file.rsplit("/", 1)[-1].lower())
+    if suffix in (".gz", ".bz2", ".xz", ".zst") and "." in stem:
+        suffix = os.path.splitext(stem)[1] + suffix
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    return suffix if re.fullmatch(r"\.[a-z][a-z0-9.]{0,11}", suffix) else ""

@@ -11,6 +11,7 @@ from gaeanet.config.schedule import Batches
 from gaeanet.data.sources.archives import ArchiveSource
 from gaeanet.data.sources.catalog import check_class_count
 from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.foreign import open_foreign
 from gaeanet.data.sources.layout import ARCHIVES, INDEX, UNFINISHED
 from gaeanet.data.sources.shards import BucketShardSource, ShardSource
 from gaeanet.data.sources.source import Source
@@ -38,6 +39,11 @@ def open_source(experiment: Experiment) -> Source:
         )
     else:
         source = open_location(location, data)
+    if source.sequential:
+        raise RequestError(
+            f"{location}: parquet files cannot be read in random order: gaeanet prepare {location} DESTINATION first, "
+            f"which writes {source.total_bytes / 1e9:.3g} GB"
+        )
     check_class_count(source.catalog, hp.num_classes, source.location)
     if data.minival is not None:
         source = with_minival(source, data.minival)
@@ -75,6 +81,10 @@ def open_location(location: str, data: Data | None = None) -> Source:
         RequestError: There are none, or they are not whole.
     """
     data = data or Data()
+    if location.startswith("hf://"):
+        raise RequestError(
+            f"{location}: the Hub is not read in random order: gaeanet prepare {location} DESTINATION first"
+        )
     if "://" in location:
         return _open_bucket(location, data)
     root = Path(location).expanduser()
@@ -82,19 +92,22 @@ def open_location(location: str, data: Data | None = None) -> Source:
         return ShardSource(location)
     if any((root / name).exists() for name in ARCHIVES.values()):
         return ArchiveSource(location)
+    if not (root / UNFINISHED).exists() and (source := open_foreign(location)):
+        return source
     return FolderSource(location)
 
 
 def _open_bucket(location: str, data: Data) -> Source:
     from gaeanet.data.sources.bucket_folder import BucketFolderSource
     from gaeanet.data.storage.bucket import BucketClient
+    from gaeanet.data.storage.bucket_index import cache_directory
 
     folder = None if data.data_download_dir is None else Path(data.data_download_dir).expanduser()
     if not data.streaming and folder is None:
         raise RequestError("data.streaming is false: data.data_download_dir must say where the local copy goes")
     client = BucketClient(location)
     client.connect()
-    cache = folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+    cache = folder or cache_directory()
     copy = None if data.streaming else folder
     kind = BucketShardSource if client.head(INDEX) else BucketFolderSource
     return kind(client, cache=cache, copy=copy, copy_limit=data.cache_bytes)

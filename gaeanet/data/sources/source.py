@@ -25,6 +25,7 @@ class Source(ABC):
         notes: What there is to say about it, one sentence each.
         generated: Whether the images are made up.
         minival: Share of the training split that is the validation split here; None where that is the place's own.
+        sequential: Whether only `reading_order` is fast, since an image costs as much as all around it.
         start_method: How worker processes must be started (`forkserver`), None where a fork will do.
     """
 
@@ -33,6 +34,7 @@ class Source(ABC):
     notes: list[str]
     generated = False
     minival: float | None = None
+    sequential = False
     start_method: str | None = None
 
     @abstractmethod
@@ -54,6 +56,15 @@ class Source(ABC):
     def fetch_scattered(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
         """The same for samples that are no neighbours in the order of an epoch, as far apart as they may lie."""
         return self.fetch(split, indices)
+
+    def reading_order(self, split: str) -> NDArray[np.int64]:
+        """The order in which all samples of a split are read fastest: a permutation of 0..n-1, int64 (n,)."""
+        return np.arange(len(self.catalog.split(split)))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all images, or about as many where that is not known before they are read."""
+        return sum(self.size(split, k) for split in ("train", "val") for k in range(len(self.catalog.split(split))))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order in which an epoch visits the training samples: a permutation of 0..n-1, int64 (n,)."""

@@ -1,4 +1,4 @@
-"""What this machine remembers of buckets: one file for each version of an index.
+"""What this machine remembers of buckets and foreign tars: one file for each version of an index.
 
 A run that has begun goes on with the file it began with, also in workers that it starts later, whatever another run
 finds in the bucket meanwhile; therefore nothing here is ever written over.
@@ -17,11 +17,16 @@ _FORGOTTEN_AFTER = 30 * 24 * 3600.0
 """Seconds after its last use at which a version may go."""
 
 
+def cache_directory() -> Path:
+    """Where what can be made again is kept: `~/.cache/gaeanet`, or below `XDG_CACHE_HOME`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+
+
 class BucketIndexes:
     """The versions of one location's index.
 
     Args:
-        location: The bucket's URL.
+        location: The bucket's URL, or a directory.
         folder: Directory for the indexes of all locations.
         kind: What the files are called after their version.
     """
