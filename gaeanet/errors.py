@@ -3,6 +3,7 @@
     GaeanetError
     ├── RequestError    2   the request was wrong: nothing was started, nothing was changed
     ├── RunError        1   the run failed on the way
+    │   └── HeldUp     75   one of several processes had to stop without the others, and so without saving
     └── Stopped        75   stopped on request, with the state saved: run again with --resume
         ├── Preempted   0   stopped by a cluster, which knows of the saved state and starts the run again from it
         └── Ended       0   ended by a cluster's search, which has seen enough of it; its state is saved
@@ -14,6 +15,9 @@ prints it without a traceback; library users catch `GaeanetError`.
 from __future__ import annotations
 
 import difflib
+import os
+import pathlib
+import stat
 from collections.abc import Iterable
 
 
@@ -35,6 +39,12 @@ class RunError(GaeanetError):
     exit_code = 1
 
 
+class HeldUp(RunError):
+    """One of several processes was asked to stop while a read held it up: what the last checkpoint has is resumed."""
+
+    exit_code = 75
+
+
 class Stopped(GaeanetError):
     """A run was stopped on request and its state is saved."""
 
@@ -54,9 +64,39 @@ class Ended(Stopped):
 
 
 def reason(error: BaseException) -> str:
-    """Why another library's call failed, in a few lower-case words without a final stop."""
+    """Why another library's call failed, in a few lower-case words without a final stop.
+
+    Where a file may not be read or written, also whose it is, or the directory above it that may not be entered.
+    """
     text = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "") or type(error).__name__
-    return str(text[:1].lower() + text[1:]).rstrip(". ")
+    why = str(text[:1].lower() + text[1:]).rstrip(". ")
+    if isinstance(error, PermissionError) and isinstance(error.filename, (str, bytes, os.PathLike)):
+        why += _whose(os.path.abspath(os.fsdecode(error.filename)))
+    return why
+
+
+def _whose(path: str) -> str:
+    """Owner and mode of a file, or of the nearest directory above it that can be looked at."""
+    import pwd  # not on Windows, which is refused in one line
+
+    for place in (path, *map(str, pathlib.PurePath(path).parents)):
+        try:
+            status = os.stat(place)
+        except OSError:
+            continue
+        try:
+            owner = pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            owner = f"user {status.st_uid}"
+        which = "it" if place == path else place
+        return f" ({which} belongs to {owner}, mode {stat.S_IMODE(status.st_mode):o})"
+    return ""
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things as messages say it: `1 class`, `1,200 classes`."""
+    plural = "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{number:,} {noun}{plural * (number != 1)}"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

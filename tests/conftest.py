@@ -108,6 +108,7 @@ def gaeanet(
         except SystemExit as stop:  # --help and --version
             code = int(stop.code or 0)
         captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
         return Result(code, captured.out, captured.err)
 
     return run

@@ -41,6 +41,8 @@ FREE_OF_TORCH += (
     "runtime.host",
     "runtime.place",
     "runtime.slurm",
+    "runtime.load",
+    "runtime.files",
     "runtime.yaml",
     "artifacts.directory",
     "artifacts.checkpoint",

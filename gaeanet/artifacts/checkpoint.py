@@ -8,6 +8,7 @@ and renamed, so that a directory with the final name is always whole. `latest` a
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from gaeanet.artifacts import manifest
 from gaeanet.artifacts.directory import MANIFEST
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import entries_of, is_directory, is_file, read_text
 from gaeanet.runtime.names import inside
 
 if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
@@ -78,9 +80,7 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
         _flush(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise RunError(
-            f"{final}: cannot save the checkpoint: {reason(error)}; is the disk full? earlier ones are whole"
-        ) from None
+        raise RunError(f"{final}: cannot save the checkpoint: {reason(error)}; earlier ones are intact") from None
 
 
 def point(folder: Path, name: str, target: Path) -> None:
@@ -98,9 +98,9 @@ def point(folder: Path, name: str, target: Path) -> None:
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, oldest first."""
-    if not folder.is_dir():
+    if not is_directory(folder):
         return []
-    return sorted(path for path in folder.iterdir() if NAME.fullmatch(path.name) and path.is_dir())
+    return [path for path in entries_of(folder) if NAME.fullmatch(path.name) and is_directory(path)]
 
 
 def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
@@ -117,11 +117,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the checkpoint directory `path`; raises `RequestError` where there is none or it is damaged."""
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8") if file.stat().st_size <= manifest.MOST_BYTES else ""
+        text = read_text(file, manifest.MOST_BYTES)
     except UnicodeDecodeError:
         text = ""
     except OSError as error:
-        raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+        if error.errno != errno.EFBIG:
+            raise RequestError(f"{file}: cannot be read: {reason(error)}") from None
+        text = ""
     return manifest.parsed(text, str(path))
 
 
@@ -142,7 +144,7 @@ def load_group(file: Path, digest: str) -> dict[str, Tensor]:
     """The tensors of one safetensors file, on the CPU; raises `RequestError` unless it has this SHA-256 digest."""
     from safetensors.torch import load_file
 
-    if not file.is_file():
+    if not is_file(file):
         raise RequestError(f"{file}: missing")
     try:
         if digest_of(file) != digest:
@@ -171,9 +173,12 @@ def _digest_3_10(file: Any) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or directory is on the disk."""
+    """Waits until a file or directory is on the disk; some file systems cannot wait, or not for a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)

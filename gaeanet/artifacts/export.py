@@ -28,6 +28,7 @@ from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.data.images.transforms import MEAN, STD, ValidationTransform
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.models.folding import fold_batch_norm
+from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.names import shown
 
 TOLERANCE = 1e-4
@@ -86,7 +87,7 @@ def export(trained: Trained, destination: Path, form: str, kind: str, fold: bool
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if is_directory(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

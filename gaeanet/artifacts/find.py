@@ -6,7 +6,6 @@ and refusing it takes no torch; its weights are read, and checked, when they are
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, MANIFEST, METRICS
+from gaeanet.artifacts.manifest import MOST_BYTES, check_state
 from gaeanet.cells.read import is_text
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import exists, is_directory, is_file, read_json
 from gaeanet.runtime.names import shown
 
 if TYPE_CHECKING:
@@ -152,13 +153,13 @@ def find(reference: str | Path) -> Trained:
         RequestError: There is none, or what is there cannot be used.
     """
     path = Path(reference)
-    if path.is_dir():
+    if is_directory(path):
         return _in_directory(path)
-    if not path.is_file():
+    if not is_file(path):
         raise RequestError(
             f"{path}: no such file or directory: name a checkpoint, a run directory or an exported directory"
         )
-    if (path.parent / MANIFEST).is_file() or _is_export(path.parent):
+    if is_file(path.parent / MANIFEST) or _is_export(path.parent):
         return _in_directory(path.parent)
     if what := _EXPORTS.get(path.suffix):
         raise RequestError(f"{path}: is {what}, which only its own runtime executes: name the checkpoint it came from")
@@ -170,7 +171,7 @@ def find(reference: str | Path) -> Trained:
 def _in_directory(path: Path) -> Trained:
     folders = (path, path / CHECKPOINTS, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest")
     for place in (*folders, path / "best", path / "latest"):
-        if (place / MANIFEST).is_file():
+        if is_file(place / MANIFEST):
             return _of_checkpoint(place)
     if _is_export(path):
         return _of_export(path)
@@ -178,7 +179,7 @@ def _in_directory(path: Path) -> Trained:
     checkpoints = checkpoint.checkpoints(path / CHECKPOINTS) or checkpoint.checkpoints(path)
     if checkpoints:
         return _of_checkpoint(_best(checkpoints))
-    if (path / METRICS).exists() or (path / CONFIG).exists():
+    if exists(path / METRICS) or exists(path / CONFIG):
         raise RequestError(f"{path}: this run has no checkpoint yet")
     raise RequestError(f"{path}: no checkpoint, run or export there (no manifest.json, checkpoints/ or config.json)")
 
@@ -213,22 +214,24 @@ def _of_checkpoint(place: Path) -> Trained:
 
 
 def _is_export(path: Path) -> bool:
-    return (path / EXPORT_CONFIG).is_file() and (path / EXPORT_WEIGHTS).is_file()
+    return is_file(path / EXPORT_CONFIG) and is_file(path / EXPORT_WEIGHTS)
 
 
 def _of_export(path: Path) -> Trained:
     try:
-        config = json.loads((path / EXPORT_CONFIG).read_text(encoding="utf-8"))
+        config = read_json(path / EXPORT_CONFIG, MOST_BYTES)
         ours = config.get("gaeanet")
     except (OSError, ValueError, AttributeError):
         raise RequestError(f"{path / EXPORT_CONFIG}: not the configuration of an exported network") from None
     if not isinstance(ours, dict):
-        name = config.get("architecture", "another network")
+        name = shown(str(config.get("architecture", "another network"))[:60])
         raise RequestError(f"{path}: {name}, which gaeanet did not export: it reads its own networks only")
     try:
+        known = {key: value for key, value in dict(ours["state"]).items() if value is not None}
+        check_state(known, str(path / EXPORT_CONFIG))
         digests = {ours["weights"]: (path / EXPORT_WEIGHTS, ours["digest"])}
         return Trained(path, _hyperparameters(ours["state"]["hyperparameters"], path), ours["state"], digests)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise RequestError(f"{path / EXPORT_CONFIG}: its gaeanet block is damaged: export again") from None
 
 

@@ -31,6 +31,7 @@ from gaeanet.config.network import Activation, Network
 from gaeanet.errors import RequestError, reason
 from gaeanet.models.build import build_network
 from gaeanet.models.network import CellNetwork
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.names import shown
 
 _WRAPPERS = frozenset({"module", "_orig_mod"})
@@ -194,7 +195,7 @@ def import_weights(
     Raises:
         RequestError: See `read_weights` and `recognise`; or the destination exists.
     """
-    if destination.exists():
+    if exists(destination):
         raise RequestError(f"{destination} exists already: name a new checkpoint directory")
     weights = read_weights(source)
     hp = recognise(weights, genotype, activation, str(source))

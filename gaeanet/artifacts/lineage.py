@@ -13,6 +13,7 @@ from typing import Any
 
 from gaeanet import __version__
 from gaeanet.config.data import describe_minival
+from gaeanet.errors import counted
 
 Lineage = dict[str, Any]
 
@@ -79,7 +80,7 @@ def chain(metadata: Mapping[str, Any]) -> Iterator[str]:
         yield f"export: {metadata['format']}, {metadata['weights']} weights{folded}, of {metadata.get('source')}"
     hp = state.get("hyperparameters", {})
     link: Mapping[str, Any] | None = state.get("lineage")
-    where = f"after {state['batches']:,} steps" if state.get("batches") else "no step trained"
+    where = f"after {counted(state['batches'], 'step')}" if state.get("batches") else "no step trained"
     yield f"checkpoint: {where}, {hp.get('num_classes')} classes"
     for kind, digest in metadata.get("digests", {}).items():
         yield f"  {kind} weights: sha256 {digest[:16]}"
@@ -97,7 +98,7 @@ def chain(metadata: Mapping[str, Any]) -> Iterator[str]:
             return
         yield f"parent: {parent['path']}, {parent['weights']} weights, {parent.get('num_classes')} classes"
         if parent.get("digest"):
-            yield f"  sha256 {parent['digest'][:16]}, after {parent.get('batches') or 0:,} steps"
+            yield f"  sha256 {parent['digest'][:16]}, after {counted(parent.get('batches') or 0, 'step')}"
         if parent.get("imported_from"):
             yield f"  imported from {parent['imported_from']}"
         link = parent.get("lineage")

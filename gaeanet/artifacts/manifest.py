@@ -22,6 +22,8 @@ MOST_BYTES = 64 << 20
 _MOST = 2**53
 """The largest count."""
 
+Rules = Mapping[str, tuple[Callable[[Any], bool], str]]
+
 
 def text_of(step: int, files: Mapping[str, str], state: Mapping[str, Any]) -> str:
     """The manifest as it is written."""
@@ -52,13 +54,22 @@ def parsed(text: str, where: str) -> dict[str, Any]:
         )
     if "digest" in manifest and manifest["digest"] != _digest(manifest):
         raise RequestError(f"{where}: its manifest.json is damaged (wrong checksum)")
-    for rules, values in ((_MANIFEST, manifest), (_STATE, manifest["state"])):
-        for key, (fits, expected) in rules.items():
-            if key in values and not fits(values[key]):
-                raise RequestError(
-                    f"{where}: its manifest.json is damaged: {key} must be {expected}, is {_quoted(values[key])}"
-                )
+    _check(manifest, _MANIFEST, f"{where}: its manifest.json")
+    check_state(manifest["state"], f"{where}: its manifest.json")
     return dict(manifest)
+
+
+def check_state(state: Any, where: str) -> None:
+    """Raises `RequestError` where a checkpoint's state, or what an export took over of it, has other values."""
+    if not isinstance(state, dict):
+        raise RequestError(f"{where} is damaged: the state must be a block, is {_quoted(state)}")
+    _check(state, _STATE, where)
+
+
+def _check(values: Mapping[str, Any], rules: Rules, where: str) -> None:
+    for key, (fits, expected) in rules.items():
+        if key in values and not fits(values[key]):
+            raise RequestError(f"{where} is damaged: {key} must be {expected}, is {_quoted(values[key])}")
 
 
 def _quoted(value: Any) -> str:
@@ -120,8 +131,13 @@ def _is_data(value: Any) -> bool:
         isinstance(value, dict)
         and all(value.get(key) is None or isinstance(value[key], str) for key in ("location", "fingerprint"))
         and isinstance(value.get("generated", False), bool)
+        and _or_nothing(_are_counts)(value.get("images"))
         and isinstance(value.get("settings") or {}, dict)
     )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_count(value.get(split)) for split in ("train", "val"))
 
 
 def _is_lineage(value: Any) -> bool:
@@ -145,12 +161,12 @@ def _is_lineage(value: Any) -> bool:
 _COUNT = (_is_count, "a whole number from 0")
 _TEXT = (_is_text, "text")
 
-_MANIFEST: dict[str, tuple[Callable[[Any], bool], str]] = {
+_MANIFEST: Rules = {
     "step": _COUNT,
     "files": (_are_files, "a block of files and their digests"),
     "state": (_is_block, "a block"),
 }
-_STATE: dict[str, tuple[Callable[[Any], bool], str]] = {
+_STATE: Rules = {
     "batches": _COUNT,
     "updates": _COUNT,
     "skipped": _COUNT,

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gaeanet.artifacts.find import EXPORT_CONFIG, find
+from gaeanet.artifacts.manifest import MOST_BYTES
 from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.files import is_directory, is_file, read_json
 
 METADATA = "gaeanet"
 """Under this name an ONNX file's metadata and a torch.export program's extra files hold what gaeanet says of them."""
@@ -23,17 +25,17 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     Raises:
         RequestError: It should be there and cannot be read.
     """
-    if path.is_file() and path.suffix == ".onnx":
+    if is_file(path) and path.suffix == ".onnx":
         return _onnx_metadata(path)
-    if path.is_file() and path.suffix == ".pt2":
+    if is_file(path) and path.suffix == ".pt2":
         return _pt2_metadata(path)
-    if path.is_dir():
+    if is_directory(path):
         for name in ("model.onnx", "model.pt2"):
-            if (path / name).is_file():
+            if is_file(path / name):
                 return read_metadata(path / name)
     trained = find(path)
-    if (trained.path / EXPORT_CONFIG).is_file():
-        return dict(json.loads((trained.path / EXPORT_CONFIG).read_text(encoding="utf-8"))[METADATA])
+    if is_file(trained.path / EXPORT_CONFIG):
+        return dict(read_json(trained.path / EXPORT_CONFIG, MOST_BYTES)[METADATA])
     weights = {kind: digest for kind, (_, digest) in trained.digests.items()}
     return {"format": "checkpoint", "path": str(trained.path), "state": trained.state, "digests": weights}
 

@@ -97,9 +97,10 @@ def read_start(hp: Hyperparameters, classes: Sequence[str]) -> Start | None:
     for key in _ARCHITECTURE:
         here, there = getattr(hp, key), getattr(theirs, key)
         if here != there:
+            stride = " --set hyperparameters.stem_stride=2" if there == "cifar" and hp.stem_stride != 2 else ""
             raise RequestError(
                 f"hyperparameters.{key} is {here!r}, but {hp.init_checkpoint} has {there!r}: "
-                f"--set hyperparameters.{key}={_yaml(there)}"
+                f"--set hyperparameters.{key}={_yaml(there)}{stride}"
             )
     if theirs.cell != hp.cell:
         raise RequestError(
@@ -132,4 +133,4 @@ def _yaml(value: Any) -> str:
 def _cell_name(network: Network) -> str:
     from gaeanet.cells.zoo import name_of
 
-    return name_of(network.cell) or "<its own>"
+    return name_of(network.cell) or f'"{network.cell.to_text()}"'

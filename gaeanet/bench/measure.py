@@ -31,7 +31,7 @@ from gaeanet.data.loading.loader import Augmentation, Batch, training_batches, v
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Contents, Source
-from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.errors import RequestError, RunError, counted, reason
 from gaeanet.evaluation.meter import evaluate
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
@@ -289,7 +289,7 @@ class Bench:
 
     def _pipeline(self) -> None:
         """The throughput of all workers, with no training step beside them."""
-        self.log(f"the input pipeline ({self.workers} workers)")
+        self.log(f"the input pipeline ({counted(self.workers, 'worker')})")
         seconds, workers = self.budget * BUDGET["pipeline"], max(1, self.workers)
         per_image = sum(self.findings.seconds[stage] for stage in INPUT)
         size = clamped(seconds / 6 / per_image, most=self.hp.global_batch_size)

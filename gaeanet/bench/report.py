@@ -11,7 +11,9 @@ from gaeanet.bench.step import STEP
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
+from gaeanet.errors import counted
 from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.load import BUSY, busy_elsewhere
 from gaeanet.runtime.progress import duration
 from gaeanet.runtime.tables import table_lines
 
@@ -50,6 +52,7 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
         **findings.facts,
         "location": source.location,
         "generated": source.generated,
+        "cores_busy_elsewhere": busy_elsewhere(),
         "training_images": len(catalog.train),
         "global_batch_size": hp.global_batch_size,
         "images_at_once": findings.images_at_once,
@@ -144,7 +147,7 @@ def to_text(facts: dict[str, Any]) -> str:
     marker = "[generated images] " if facts["generated"] else ""
     lines = [
         f"{marker}{facts['experiment']}: {facts['device']}, {facts['precision']}, {facts['compilation']}, "
-        f"{facts['workers']} workers",
+        f"{counted(facts['workers'], 'worker')}",
         f"{facts['location']}: {facts['training_images']:,} training images, batches of {facts['global_batch_size']:,}",
         "",
     ]
@@ -161,13 +164,18 @@ def to_text(facts: dict[str, Any]) -> str:
         "",
         f"bottleneck: {bottleneck['stage']}: {bottleneck['remedy']}",
         f"memory: {_memory_text(facts)}",
-        f"whole run: {_count(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
-        f"{duration(run['validation_seconds'])} for {_count(run['validations'], 'validation')} and "
-        f"{duration(run['checkpoint_seconds'])} for {_count(run['checkpoints'], 'checkpoint')}",
+        f"whole run: {counted(run['epochs'], 'epoch')} in {duration(run['seconds'])}, of it "
+        f"{duration(run['validation_seconds'])} for {counted(run['validations'], 'validation')} and "
+        f"{duration(run['checkpoint_seconds'])} for {counted(run['checkpoints'], 'checkpoint')}",
     ]
     if facts["ways"]:
         others = ", ".join(f"{way} {_rate(rate)} images/s" for way, rate in facts["ways"].items())
         lines.insert(-1, f"a step with another hyperparameters.compile: {others}")
+    if (shared := facts["cores_busy_elsewhere"]) is not None and shared > BUSY / 2 * usable_cores():
+        lines.append(
+            f"this machine is shared: as this began, other processes kept {shared:.1f} of "
+            f"{counted(usable_cores(), 'core')} busy; alone it is faster"
+        )
     measured = facts["stages"]["step"]["images_measured"]
     if measured < facts["global_batch_size"]:
         lines.append(f"a step was measured with {measured:,} images and extrapolated to {facts['global_batch_size']:,}")
@@ -196,10 +204,6 @@ def _memory_text(facts: dict[str, Any]) -> str:
     if fit:
         return f"{text}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
     return f"{text}: too little for a micro-batch of two: lower data.num_workers_train or the network's size"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _size(count: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from gaeanet.cells.genotype import FIELDS, Genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.runtime.files import read_text
 from gaeanet.runtime.names import shortened
 from gaeanet.runtime.yaml import parse
 
@@ -113,7 +114,7 @@ def read_genotype(reference: Any) -> Genotype:
         # Not is_file(): what it raises and what it takes for "not there" differs between versions of Python.
         if not stat.S_ISREG(path.stat().st_mode):
             raise FileNotFoundError
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(
             f"genotype {_quoted(reference)}: neither a file nor a known cell; {did_you_mean(reference, ZOO)}"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
-from gaeanet.cli.parser import add_changes, add_command
+from gaeanet.cli.parser import add_changes, add_command, as_path
 from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.imports import importing
 from gaeanet.runtime.place import place
 
@@ -25,6 +25,8 @@ def bench(arguments: argparse.Namespace) -> None:
         raise RequestError("bench: measures one process; start it directly, not with torchrun or on a cluster")
     if not arguments.seconds >= 1:
         raise RequestError(f"--seconds {arguments.seconds:g}: must be 1 or more")
+    if arguments.seconds > 86_400:
+        raise RequestError(f"--seconds {arguments.seconds:g}: must be 86,400 (a day) or less")
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
     check_job(experiment, "bench", arguments.config)
     began = time.perf_counter()
@@ -40,7 +42,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.cli.diagnose import explained
 
     run_dir = run_dir_of(experiment.name).absolute()
-    existing = next(parent for parent in run_dir.parents if parent.is_dir())  # the run's own file system
+    existing = next(parent for parent in run_dir.parents if is_directory(parent))  # the run's own file system
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it removes its files
     try:
         with Console(stderr=True).status("", refresh_per_second=2) as status:
@@ -59,7 +61,7 @@ def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "bench", bench, "measure what limits the speed here")
     command.add_argument(
-        "config", metavar="CONFIG", type=Path, help="the experiment file, or a recipe such as distributed"
+        "config", metavar="CONFIG", type=as_path, help="the experiment file, or a recipe such as distributed"
     )
     add_changes(command)
     command.add_argument(

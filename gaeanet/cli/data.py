@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gaeanet.cli.parser import add_command
+from gaeanet.cli.parser import add_command, as_name, as_path
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
 
@@ -40,8 +39,10 @@ def prepare(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds this command to the parser."""
     command = add_command(commands, "prepare", prepare, "convert a data set to class folders or shards")
-    command.add_argument("source", metavar="SOURCE", help="directory, table, bucket's URL or hf://datasets/NAME")
-    command.add_argument("destination", metavar="DESTINATION", type=Path, nargs="?", help="directory to write to")
+    command.add_argument(
+        "source", metavar="SOURCE", type=as_name, help="directory, table, bucket's URL or hf://datasets/NAME"
+    )
+    command.add_argument("destination", metavar="DESTINATION", type=as_path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
     command.add_argument(
         "--columns", metavar="IMAGE,LABEL[,SPLIT]", help="columns of a table, where their names do not tell"

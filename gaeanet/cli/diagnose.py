@@ -13,8 +13,8 @@ _HINTS = (
         "too many open files: raise the limit (ulimit -n 4096) or lower data.num_workers_train",
     ),
     (
-        r"out of memory",
-        "out of memory on the device: set hyperparameters.max_batch_per_slot, or lower it",
+        r"out of memory|can.t allocate memory",
+        "out of memory: set hyperparameters.max_batch_per_slot, or lower it; or take a smaller network or image_size",
     ),
     (
         r"bus error|insufficient shared memory|/dev/shm|no space left on device.*shm|torch_shm",
@@ -22,7 +22,8 @@ _HINTS = (
     ),
     (
         r"dataloader worker.*(killed|exited unexpectedly)",
-        "a worker process was killed, perhaps for lack of memory: lower data.num_workers_train",
+        "a worker process was killed, perhaps for lack of memory: lower data.num_workers_train and run again with "
+        "--resume",
     ),
     (
         r"connection (closed|reset) by peer|connection refused|\bgloo\b|\bnccl\b|socket timeout|timed out waiting",
@@ -35,6 +36,8 @@ def explained(error: Exception) -> RunError | None:
     """The error as a `RunError` with a remedy; None for an error that is not recognised."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(f"{error.filename or 'a file'}: {reason(error)}: the disk is full; free space and --resume")
+    if isinstance(error, OSError) and error.filename is not None:
+        return RunError(f"{error.filename}: {reason(error)}; a run continues with --resume")
     if isinstance(error, (RuntimeError, OSError)):
         for pattern, hint in _HINTS:
             if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):

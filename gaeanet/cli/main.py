@@ -11,9 +11,10 @@ from contextlib import nullcontext
 from gaeanet import __version__
 from gaeanet.cli import bench, data, networks, run, trained
 from gaeanet.cli.parser import Parser
-from gaeanet.cli.platform import check_platform
+from gaeanet.cli.platform import check_launcher, check_platform
 from gaeanet.cli.run import is_trial
-from gaeanet.errors import GaeanetError, RequestError, RunError
+from gaeanet.errors import GaeanetError, RequestError, RunError, reason
+from gaeanet.runtime import load
 from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
 from gaeanet.runtime.names import shown
@@ -32,9 +33,11 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
+    load.begin()
     open_standard_streams()
     try:
         check_platform()
+        check_launcher()
         parsed = _parser().parse_args(arguments)
         shorten_temporary_directory()
         with uncollected() if parsed.brief else nullcontext():
@@ -42,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except GaeanetError as error:
         return _fail(error)
+    except PermissionError as error:  # wherever it shows: whose file it is helps, a traceback does not
+        return _fail(RunError(f"{error.filename or 'a file'}: {reason(error)}"))
     except BrokenPipeError:  # the reader of a pipe (head, less) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

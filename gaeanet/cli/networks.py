@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gaeanet.cli.parser import add_command
-from gaeanet.errors import RequestError
+from gaeanet.cli.parser import add_command, as_path, at_most
+from gaeanet.errors import RequestError, counted
 from gaeanet.runtime.imports import importing
 
 
@@ -48,8 +47,9 @@ def import_(arguments: argparse.Namespace) -> None:
 
     hp = import_weights(arguments.file, arguments.checkpoint, arguments.genotype, arguments.activation)
     print(
-        f"wrote {arguments.checkpoint}: cell {hp.cell.fingerprint}, {hp.layers} cells, {hp.init_channels} channels, "
-        f"{hp.activation}, {hp.num_classes} classes, {hp.stem} stem{', squeeze-excite' * hp.do_SE}"
+        f"wrote {arguments.checkpoint}: cell {hp.cell.fingerprint}, {counted(hp.layers, 'cell')}, "
+        f"{hp.init_channels} channels, {hp.activation}, {hp.num_classes} classes, {hp.stem} stem"
+        f"{', squeeze-excite' * hp.do_SE}"
         f"{', auxiliary tower' * hp.auxiliary}"
     )
 
@@ -67,15 +67,15 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--image-size",
         metavar="N",
-        type=int,
+        type=at_most(4096),
         help="size for multiply-adds (default: the experiment's; 224 for a cell)",
     )
-    command.add_argument("--draw", metavar="FILE.svg", type=Path, help="draw both cells, instead of the text")
+    command.add_argument("--draw", metavar="FILE.svg", type=as_path, help="draw both cells, instead of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add_command(commands, "import", import_, "import weights of another project", brief=True)
-    command.add_argument("file", metavar="FILE", type=Path, help="the file of weights")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the checkpoint directory to write")
+    command.add_argument("file", metavar="FILE", type=as_path, help="the file of weights")
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help="the checkpoint directory to write")
     command.add_argument("--genotype", help="the cell, where names and shapes do not identify it")
     command.add_argument(
         "--activation",

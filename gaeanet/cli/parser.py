@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gaeanet.errors import RequestError
@@ -17,6 +18,35 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(f"{message}; see {self.prog} --help")
+
+
+def as_path(text: str) -> Path:
+    """The type of an argument that names a file or directory: an empty one would be the working directory."""
+    return Path(as_name(text))
+
+
+def as_name(text: str) -> str:
+    """The type of an argument that names a place, on this machine or elsewhere."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(
+            "is empty: is a variable unset?" if not text.strip() else "has a null byte, which no name has"
+        )
+    return text
+
+
+def at_most(most: int) -> Callable[[str], int]:
+    """The type of an option that takes a whole number of a size that can be computed with."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, is {text[:40]!r}") from None
+        if number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most:,}, is {text[:40]}")
+        return number
+
+    return whole_number
 
 
 def add_command(

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.cli.parser import add_changes, add_command
+from gaeanet.cli.parser import add_changes, add_command, as_name, as_path
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
 from gaeanet.runtime.place import place
@@ -189,13 +189,16 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "config",
         metavar="CONFIG",
-        type=Path,
+        type=as_path,
         nargs="?",
         help="the experiment file, or a recipe such as const (not on a cluster, which provides it)",
     )
     add_changes(command)
     command.add_argument(
-        "--run-dir", metavar="DIR", type=Path, help="the run directory (default: runs/<name of the experiment>)"
+        "--run-dir",
+        metavar="DIR",
+        type=as_path,
+        help="the run directory (default: runs/<name of the experiment>)",
     )
     command.add_argument(
         "--resume", action="store_true", help="continue the run in the run directory, or start it if there is none"
@@ -203,7 +206,7 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--continue-from",
         metavar="CHECKPOINT",
-        type=Path,
+        type=as_path,
         help="resume exactly from a checkpoint made elsewhere, while the run has none of its own",
     )
     command.add_argument(
@@ -216,7 +219,10 @@ def add_commands(commands: Any) -> None:
     command = add_command(commands, "train", train, "train a network")
     _add_run_options(command)
     command.add_argument(
-        "--init", metavar="CHECKPOINT", help="start from a trained network, in place of hyperparameters.init_checkpoint"
+        "--init",
+        metavar="CHECKPOINT",
+        type=as_name,
+        help="start from a trained network, in place of hyperparameters.init_checkpoint",
     )
 
     command = add_command(commands, "search", search, "search for a cell")

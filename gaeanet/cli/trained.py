@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gaeanet.cli.parser import add_command
+from gaeanet.cli.parser import add_command, as_path, at_most
 from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def joined() -> Iterator[Processes]:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Evaluates a trained network on validation images: accuracies with 95 % intervals, loss, calibration.
 
-    Without options the numbers equal those of the run's log, to the last digit, on the same device; for a run that held
-    images out of its training split, with --minival.
+    Without options the numbers equal those of the run's log, on the same device and with as many threads; for a run
+    that held images out of its training split, with --minival.
     """
     with importing():
         from gaeanet.artifacts.find import find
@@ -108,7 +109,7 @@ def check_images(images: Sequence[str], top: int, batch_size: int) -> None:
     if top < 1 or batch_size < 1:
         raise RequestError("--top and --batch-size must be 1 or more")
     for path in images:
-        if path != "-" and not Path(path).exists():
+        if path != "-" and not exists(Path(path)):
             raise RequestError(f"{path}: no such file or directory: name images, directories of images, or -")
 
 
@@ -130,7 +131,7 @@ def export(arguments: argparse.Namespace) -> None:
 
 def check_export(destination: Path, form: str, fold: bool) -> None:
     """Raises `RequestError` where such an export cannot be written."""
-    if destination.exists():
+    if exists(destination):
         raise RequestError(f"{destination} exists already: name a new destination")
     if form not in FORMS:
         raise RequestError(f"{form}: not an export format; {did_you_mean(form, FORMS)}")
@@ -183,23 +184,29 @@ def plot(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds these commands to the parser."""
     command = add_command(commands, "plot", plot, "draw a run's curves", brief=True)
-    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument("runs", metavar="RUN_DIR", type=as_path, nargs="+", help="run directories")
     command.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the picture (default: curve.png in the only run directory)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=as_path,
+        help="the picture (default: curve.png in the only run directory)",
     )
 
     command = add_command(commands, "evaluate", evaluate, "evaluate a trained network on validation images")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument("--data", metavar="LOCATION", help="where the images are (default: the run's own data)")
     command.add_argument(
         "--weights", choices=("raw", "ema", "both"), default="both", help="which weights (default: both, side by side)"
     )
-    command.add_argument("--image-size", metavar="N", type=int, help="another side of the crop in pixels")
+    command.add_argument("--image-size", metavar="N", type=at_most(4096), help="another side of the crop in pixels")
     command.add_argument(
         "--crop", metavar="FRACTION", type=float, help="another fraction of the resized image to show (default: 0.875)"
     )
-    command.add_argument("--batch-size", metavar="N", type=int, help="images of a batch (default: as in the run)")
-    command.add_argument("--compare", metavar="OTHER", type=Path, help="test another network on the same images")
+    command.add_argument(
+        "--batch-size", metavar="N", type=at_most(1_000_000), help="images of a batch (default: as in the run)"
+    )
+    command.add_argument("--compare", metavar="OTHER", type=as_path, help="test another network on the same images")
     command.add_argument("--per-class", action="store_true", help="a table of classes, worst first")
     command.add_argument(
         "--assume-classes", action="store_true", help="for weights without a class table: take the data's, sorted"
@@ -210,14 +217,18 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--json", action="store_true", help="print JSON, named as in the log")
 
     command = add_command(commands, "report", report, "write a page of a run, or of several")
-    command.add_argument("runs", metavar="RUN_DIR", type=Path, nargs="+", help="run directories")
+    command.add_argument("runs", metavar="RUN_DIR", type=as_path, nargs="+", help="run directories")
     command.add_argument(
-        "-o", "--output", metavar="FILE", type=Path, help="the page (default: report.html in the only run directory)"
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=as_path,
+        help="the page (default: report.html in the only run directory)",
     )
     command.add_argument("--no-images", action="store_true", help="from the logs alone, without reading images")
 
     command = add_command(commands, "predict", predict, "classify images")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument(
         "images",
         metavar="IMAGE",
@@ -225,14 +236,16 @@ def add_commands(commands: Any) -> None:
         help="images, directories, or - (an image or names of files on standard input)",
     )
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)
-    command.add_argument("--top", metavar="N", type=int, default=5, help="classes an image (default: 5)")
-    command.add_argument("--batch-size", metavar="N", type=int, default=16, help="images of a batch (default: 16)")
+    command.add_argument("--top", metavar="N", type=at_most(1_000_000), default=5, help="classes an image (default: 5)")
+    command.add_argument(
+        "--batch-size", metavar="N", type=at_most(1_000_000), default=16, help="images of a batch (default: 16)"
+    )
     command.add_argument("--json", action="store_true", help="print a JSON object a line")
 
     command = add_command(commands, "export", export, "write a trained network for other tools")
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help=_CHECKPOINT)
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=as_path, help=_CHECKPOINT)
     command.add_argument(
-        "destination", metavar="DESTINATION", type=Path, help="directory (or .onnx, .pt2 file) to write"
+        "destination", metavar="DESTINATION", type=as_path, help="directory (or .onnx, .pt2 file) to write"
     )
     command.add_argument("--format", choices=FORMS, default="timm", help="the format (default: timm)")
     command.add_argument("--weights", choices=("raw", "ema"), help=_WEIGHTS)

@@ -6,16 +6,18 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from gaeanet.config.base import Block, Length, Seeded
+from gaeanet.config.base import MOST_PIXELS, Block, Length, Seeded
+
+Side = Annotated[int, Field(le=MOST_PIXELS)]
 
 
 class Augmentation(Length, Seeded):
     """Images: their size, and how training images are augmented one by one."""
 
-    image_size: int = Field(224, ge=32)
+    image_size: int = Field(224, ge=32, le=MOST_PIXELS)
     """Side in pixels of the images that the network is validated on, and trained on unless train_image_size says
     otherwise."""
-    train_image_size: int | Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    train_image_size: Side | Annotated[list[Side], Field(min_length=2, max_length=2)] | None = None
     """Side of the training images; two sizes grow from the first to the second over the run, in steps of 16."""
     crop_min_area: float = Field(0.08, gt=0, le=1)
     """Smallest fraction of a training image that a random crop may show."""
@@ -27,7 +29,7 @@ class Augmentation(Length, Seeded):
     """RandAugment (Cubuk et al. 2020), in its place."""
     cutout: bool = False
     """A square of the mean colour at a random place (DeVries & Taylor 2017)."""
-    cutout_length: int = Field(16, ge=1)
+    cutout_length: int = Field(16, ge=1, le=MOST_PIXELS)
     """Side of that square in pixels."""
     random_erasing: float = Field(0.0, ge=0, le=1)
     """Probability that a rectangle of 2 % to a third of a training image is filled with the mean colour."""

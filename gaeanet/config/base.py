@@ -9,6 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
+MOST_EPOCHS = 100_000
+MOST_PIXELS = 4096
+"""Side of an image."""
+MOST_IMAGES = 1_000_000
+"""Of a batch."""
+MOST_KEPT = 10_000
+"""Checkpoints."""
+MOST_STEPS = 10**9
+
 
 class Block(BaseModel):
     """A block whose keys are known, whose values have the right type, and which never changes."""
@@ -19,7 +28,7 @@ class Block(BaseModel):
 class Length(Block):
     """How long a run is: its schedule follows it, and training images that grow."""
 
-    epochs: int = Field(300, ge=1)
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS)
     """Epochs of the whole run."""
 
 

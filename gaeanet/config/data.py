@@ -18,9 +18,9 @@ class Data(Block):
     """A Google Cloud Storage bucket: shorthand for location gs://<bucket_name>/imagenet."""
     location: str | None = None
     """A directory or a bucket's URL; with bucket_name null too, images are generated."""
-    num_workers_train: int = Field(16, ge=0)
+    num_workers_train: int = Field(16, ge=0, le=1024)
     """Worker processes for training batches, at most; never more than there are cores."""
-    num_workers_val: int = Field(2, ge=0)
+    num_workers_val: int = Field(2, ge=0, le=1024)
     """The same for validation."""
     streaming: bool = True
     """Read from the bucket each time; false keeps a local copy in data_download_dir."""
@@ -28,11 +28,11 @@ class Data(Block):
     """Directory of the local copy, and of a bucket's index (~/.cache/gaeanet where null)."""
     cache_size: str | None = None
     """Limit of the local copy, for example `200 GB`; null for none."""
-    max_bad: int = Field(10, ge=0)
+    max_bad: int = Field(10, ge=0, le=10**9)
     """Training images that may be skipped because they do not decode; one more ends the run."""
     minival: float | None = Field(None, gt=0, lt=1)
     """Fraction of each class's training images to hold out and validate on, in place of the validation split."""
-    generated_per_class: int = Field(500, ge=10)
+    generated_per_class: int = Field(500, ge=10, le=100_000)
     """Training images a class when images are generated; a tenth as many for validation."""
 
     @field_validator("bucket_name", "location")

@@ -6,6 +6,7 @@ and are checked to the last key; the other top-level keys are the cluster's, che
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from gaeanet.config.recipes import read_file_or_recipe
 from gaeanet.config.run import Run, Start
 from gaeanet.config.schedule import Batches, Schedule
 from gaeanet.config.search import Search
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, counted, did_you_mean
 from gaeanet.runtime.yaml import dump, parse
 
 CLUSTER_KEYS = frozenset(
@@ -92,6 +93,14 @@ class Hyperparameters(Start, Run, Optimizer, Batches, MixedImages, Schedule, Aug
             if values.get(key, value) != value:
                 raise ValueError(f"{key} is {values[key]!r}, which a search does not have: leave it out")
         return {"activation": "relu", **NOT_IN_A_SEARCH, **values}
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Hyperparameters:
+        if isinstance(self.freeze, int) and self.freeze > self.layers:
+            raise ValueError(f"freeze {self.freeze} exceeds the {counted(self.layers, 'cell')} of layers")
+        if self.search is not None and (settled := self.search.settled_epochs) and settled > self.epochs:
+            raise ValueError(f"search.settled_epochs {settled} exceeds epochs {self.epochs}: it would never apply")
+        return self
 
     @model_validator(mode="after")
     def _search_fits(self) -> Hyperparameters:
@@ -170,9 +179,19 @@ def load_experiment(path: str | os.PathLike[str], overrides: Sequence[str] = (),
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, leaf = key.split(".")
-    if not parents:
-        top = "hyperparameters" if key in Hyperparameters.model_fields else "data"
-        raise RequestError(f"--set {key}: give the whole path, for example {top}.{key}")
+    if not parents and key not in CLUSTER_KEYS:
+        blocks: dict[str, type[Block]] = {
+            "hyperparameters": Hyperparameters,
+            "hyperparameters.search": Search,
+            "data": Data,
+        }
+        paths = {name: f"{block}.{name}" for block, model in blocks.items() for name in model.model_fields}
+        near = [paths[name] for name in difflib.get_close_matches(key, paths, cutoff=0.6)]
+        meant = [paths[key]] if key in paths else near
+        raise RequestError(
+            f"--set {key}: "
+            + (f"did you mean {' or '.join(meant)}?" if meant else "give the key's path, as in hyperparameters.epochs")
+        )
     branch = tree
     for number, name in enumerate(parents):
         if branch.get(name) is None:

@@ -51,7 +51,6 @@ _WORDS: dict[Any, str] = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    list[int]: "two whole numbers",
     list[str]: "a list of names",
     type(None): "null",
 }
@@ -71,6 +70,9 @@ def _kinds(annotation: Any, constraints: Sequence[Any]) -> list[str]:
         return [str(value) for value in inner]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return ["a block of keys"]
+    if annotation != list[str] and origin is list:  # of bounded numbers
+        rules = [rule for outer in get_args(inner[0])[1:] for rule in getattr(outer, "metadata", [outer])]
+        return [f"two whole numbers {_bounds(rules)}".rstrip()]
     bounds = _bounds(constraints) if annotation in (int, float) else ""
     return [f"{_WORDS[annotation]} {bounds}".rstrip()]
 

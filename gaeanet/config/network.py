@@ -11,6 +11,9 @@ from gaeanet.cells.read import read_genotype
 from gaeanet.config.base import Probability, Seeded
 from gaeanet.errors import RequestError
 
+MOST_PARAMETERS = 10_000_000_000
+"""Two thousand times the published network's."""
+
 Activation = Literal["relu", "swish", "hswish"]
 
 
@@ -19,11 +22,11 @@ class Network(Seeded):
 
     genotype: str | dict[str, Any] = "gaea-imagenet"
     """The cell: a name from the zoo, a file, a Genotype(...) text or its four lists."""
-    num_classes: int = Field(1000, ge=2)
+    num_classes: int = Field(1000, ge=2, le=1_000_000)
     """Classes that it tells apart: those of the data."""
-    init_channels: int = Field(48, ge=2, multiple_of=2)
+    init_channels: int = Field(48, ge=2, le=4096, multiple_of=2)
     """Width of the first cells' nodes."""
-    layers: int = Field(14, ge=1)
+    layers: int = Field(14, ge=1, le=200)
     """Number of cells."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
     """Three stride-2 convolutions before the cells, or one of stride 1 for small images."""
@@ -56,6 +59,17 @@ class Network(Seeded):
         except RequestError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _can_be_built(self) -> Network:
+        # The two convolutions that each of the last third of the cells begins with; the others are as many again.
+        least = self.layers // 3 * 8 * (4 * self.init_channels) ** 2
+        if least > MOST_PARAMETERS:
+            raise ValueError(
+                f"layers {self.layers} of init_channels {self.init_channels} have more than {least / 1e9:,.0f} billion "
+                f"parameters, and at most {MOST_PARAMETERS / 1e9:.0f} billion are built: lower either"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stem_fits(self) -> Network:

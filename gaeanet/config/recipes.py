@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from gaeanet.errors import RequestError, did_you_mean, reason
+from gaeanet.runtime.files import is_file, read_text
 
 _FOLDER = resources.files("gaeanet").joinpath("recipes")
 
@@ -38,11 +39,11 @@ def read_file_or_recipe(path: str | os.PathLike[str]) -> str:
     """
     name = str(path)
     try:
-        if is_bare(name) and not Path(path).is_file():
+        if is_bare(name) and not is_file(Path(path)):
             if name in recipe_names():
                 return read_recipe(name)
             raise RequestError(f"{name}: neither an experiment file nor a recipe; {did_you_mean(name, recipe_names())}")
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(path, regular=False)  # a shell's <(...) is a pipe
     except (OSError, ValueError) as error:
         why = "not a text file" if isinstance(error, UnicodeDecodeError) else reason(error)
         raise RequestError(f"{name}: cannot read the experiment file: {why}") from None

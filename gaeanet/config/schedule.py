@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from gaeanet.config.base import Block, Length, Positive
+from gaeanet.config.base import MOST_EPOCHS, MOST_IMAGES, Block, Length, Positive
 
 
 class Schedule(Length):
@@ -18,22 +18,22 @@ class Schedule(Length):
     """How the rate falls after the warm-up."""
     lr_gamma: float = Field(0.97, gt=0, le=1)
     """Factor of the efficientnet schedule."""
-    lr_decay_every: int = Field(2, ge=1)
+    lr_decay_every: int = Field(2, ge=1, le=MOST_EPOCHS)
     """Period of the efficientnet schedule in epochs."""
-    warmup_epochs: int = Field(5, ge=0)
+    warmup_epochs: int = Field(5, ge=0, le=MOST_EPOCHS)
     """Epochs over which the rate rises to learning_rate."""
 
 
 class Batches(Block):
     """Batches: what a step sees, and how processes divide it."""
 
-    global_batch_size: int = Field(1024, ge=2)
+    global_batch_size: int = Field(1024, ge=2, le=MOST_IMAGES)
     """Images a step over all processes."""
-    max_batch_per_slot: int | None = Field(None, ge=2)
+    max_batch_per_slot: int | None = Field(None, ge=2, le=MOST_IMAGES)
     """Most images of a micro-batch: a process accumulates gradients over as many as its images need; null for one."""
     sync_batch_norm: bool = False
     """Batch-norm statistics over all processes instead of each process's own images."""
-    repeated_augmentation: int = Field(1, ge=1)
+    repeated_augmentation: int = Field(1, ge=1, le=MOST_IMAGES)
     """How often an image is in a batch, augmented differently each time (Hoffer et al. 2020); 1 has each once."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gaeanet.config.base import Block, Positive
+from gaeanet.config.base import MOST_EPOCHS, Block, Positive
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
@@ -20,17 +20,17 @@ class Search(Block):
     """Whether weights and architecture learn from different images (first order) or from the same."""
     architecture_learning_rate: Positive | None = None
     """Null: 0.1 for gaea, 6e-4 for the others."""
-    channel_divisor: int | None = Field(None, ge=1)
+    channel_divisor: int | None = Field(None, ge=1, le=4096)
     """One k-th of the channels goes through the candidates, the rest passes by; null: 4, and 1 for darts."""
     weights_share: Fraction | None = None
     """Fraction of each class's training images that train weights; null: 0.5, and 1 where level is single."""
     architecture_share: Fraction | None = None
     """Fraction that trains the architecture, other images than those; null: 0.5. Null only where level is single."""
-    architecture_warmup_epochs: int | None = Field(None, ge=0)
+    architecture_warmup_epochs: int | None = Field(None, ge=0, le=MOST_EPOCHS)
     """Epochs before the architecture moves; null: three tenths of all for pc-darts, 0 for the others."""
     multiply_adds_limit: Positive | None = None
     """Millions that the found cell's ImageNet network (48 channels, 14 cells, 224 px) may take; null for no limit."""
-    settled_epochs: int | None = Field(None, ge=1)
+    settled_epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
     """Ends the search once the genotype has not changed for so many epochs; null: never."""
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from gaeanet.data.images.decode import ImageError, to_pixels
 from gaeanet.data.images.transforms import ValidationTransform, normalize
 from gaeanet.data.sources.entries import MOST_BYTES, images_under, read_image
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.processes import default_device
 from gaeanet.runtime.strict_json import dumps
@@ -48,7 +49,7 @@ def images_of(places: Sequence[str]) -> Iterator[Image]:
     for place in places:
         if place == "-":
             yield from _from_standard_input()
-        elif (folder := Path(place)).is_dir():
+        elif is_directory(folder := Path(place)):
             closed: list[OSError] = []
             inside = sorted(folder / name for name in images_under(folder, closed=closed.append))
             if not inside and not closed:

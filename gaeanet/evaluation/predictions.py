@@ -48,7 +48,7 @@ class Predictions(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy, added up as in training, so that it is the logged number to the last digit."""
+        """Mean cross-entropy, added up as in training, so that it is exactly the logged number."""
         return float(exact_sum(torch.from_numpy(self.losses)).item() / len(self.losses)) if len(self.losses) else np.nan
 
 

@@ -15,6 +15,7 @@ from gaeanet.data.images.transforms import ValidationTransform
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.evaluation import real_labels
 from gaeanet.data.sources.source import Source
+from gaeanet.errors import counted
 from gaeanet.evaluation.predictions import Predictions, predict_split
 from gaeanet.evaluation.statistics import calibration_error, mcnemar, wilson
 from gaeanet.runtime import devices
@@ -208,7 +209,7 @@ def to_text(facts: dict[str, Any], kinds: Sequence[str]) -> Iterator[str]:
     marker = " [generated images]" if facts["generated"] else ""
     yield f"{facts['checkpoint']} (cell {facts['cell']})"
     held_out = f", {describe_minival(facts['minival'])}, held out in the run" if facts["minival"] is not None else ""
-    yield f"{facts['count']:,} images of {facts['data']}{held_out}{marker}, {facts['device']}"
+    yield f"{counted(facts['count'], 'image')} of {facts['data']}{held_out}{marker}, {facts['device']}"
     yield f"shorter side to {facts['resize']}, centre {facts['image_size']} x {facts['image_size']}"
     yield from (f"not as in the run: {change}" for change in facts["changed"])
     yield from facts["notes"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5fa8", "#c8501e", "#2c8a4b", "#7d4fa8", "#94740f", "#23848f")
 """Of runs, as in report.css on light paper; more runs than that begin again."""
 _TRAINING, _PUBLISHED = "#8a94a0", "#b9bec4"
+_LONGEST_NAME = 44
+"""Characters of a run's name in the legend: three charts stand side by side."""
 
 
 def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
@@ -41,7 +44,8 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     figure = Figure(figsize=(14, 4.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     generated = any(line.get("data") == "generated" for lines in runs.values() for line in lines)
-    title = ", ".join(map(shown, runs)) if len(runs) < 4 else f"{len(runs)} runs"
+    runs = dict(zip(_drawn(runs), runs.values()))
+    title = ", ".join(runs) if len(runs) < 4 else f"{len(runs)} runs"
     title += "".join(f" ({sentence})" for sentence in validated_on(runs))
     figure.suptitle(
         title + (": GENERATED IMAGES, not photographs" if generated else ""),
@@ -61,6 +65,27 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     except (OSError, ValueError) as error:
         draft.unlink(missing_ok=True)
         raise RequestError(f"{path}: cannot write the picture: {reason(error)}") from None
+
+
+def _drawn(names: Iterable[str]) -> list[str]:
+    """Runs' names as the picture shows them, no two alike: characters that the font lacks are escaped, the middle of
+    a long name is left out.
+    """
+    known, drawn = _characters(), list[str]()
+    for name in names:
+        text = "".join(c if ord(c) in known else c.encode("unicode_escape").decode("ascii") for c in shown(name))
+        if len(text) > _LONGEST_NAME:
+            text = f"{text[: _LONGEST_NAME - 19]}...{text[-16:]}"
+        drawn.append(text if text not in drawn else f"{text} ({len(drawn) + 1})")
+    return drawn
+
+
+@cache
+def _characters() -> frozenset[int]:
+    """Code points that matplotlib's font has; for each other one it prints a warning."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _style(series: Series, alone: bool) -> dict[str, Any]:
@@ -83,9 +108,11 @@ def _dress(panel: Axes, metric: str, label: str) -> None:
     for side in ("top", "right"):
         panel.spines[side].set_visible(False)
     if panel.get_lines():
-        legend = panel.legend(frameon=False, fontsize=9, loc="best" if metric == "loss" else "lower right")
+        # Not loc="best", which warns where it takes long, and no part of the layout, which long names would collapse.
+        legend = panel.legend(frameon=False, fontsize=9, loc="upper right" if metric == "loss" else "lower right")
+        legend.set_in_layout(False)
         for text in legend.get_texts():
             text.set_parse_math(False)
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, max(panel.get_xlim()[1], 1e-3))
     else:
         panel.text(0.5, 0.5, "no finite values in the log yet", ha="center", va="center", transform=panel.transAxes)

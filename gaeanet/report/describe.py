@@ -19,7 +19,8 @@ from gaeanet.cells.read import read_genotype
 from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_from, load_experiment
 from gaeanet.config.recipes import is_bare, recipe_names
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, counted, did_you_mean
+from gaeanet.runtime.files import exists, is_directory, is_file
 from gaeanet.runtime.imports import importing
 from gaeanet.runtime.tables import table_lines
 from gaeanet.runtime.yaml import parse
@@ -65,7 +66,7 @@ def read_subject(reference: str) -> Subject:
     """
     path = Path(reference)
     try:
-        kind = "directory" if path.is_dir() else "file" if path.is_file() else ""
+        kind = "directory" if is_directory(path) else "file" if is_file(path) else ""
     except (OSError, ValueError):  # a text too long to be a path
         kind = ""
     if not kind and reference in recipe_names():
@@ -108,10 +109,10 @@ def _hyperparameters(config: Path) -> Hyperparameters:
 
 def _from_directory(path: Path) -> Hyperparameters:
     """The hyperparameters that a run or a checkpoint was made with."""
-    if (path / CONFIG).is_file():
+    if is_file(path / CONFIG):
         return _hyperparameters(path / CONFIG)
     places = (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest", path / "best", path / "latest")
-    place = next((place for place in places if (place / MANIFEST).is_file()), None)
+    place = next((place for place in places if is_file(place / MANIFEST)), None)
     if place is None:
         raise RequestError(f"{path}: neither a run directory ({CONFIG} is missing) nor a checkpoint (no manifest.json)")
     from gaeanet.artifacts.checkpoint import read_manifest
@@ -127,10 +128,10 @@ def _of_trained(path: Path) -> dict[str, Any] | None:
     """What an export, or a checkpoint that is there, says of itself; None for anything else."""
     from gaeanet.artifacts.metadata import read_metadata
 
-    if not path.exists():
+    if not exists(path):
         return None
     marks = (MANIFEST, "config.json", "model.onnx", "model.pt2", f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
-    if path.suffix not in (".onnx", ".pt2") and not any((path / mark).exists() for mark in marks):
+    if path.suffix not in (".onnx", ".pt2") and not any(exists(path / mark) for mark in marks):
         return None
     metadata = read_metadata(path)
     if metadata is None:
@@ -290,7 +291,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("cell", f"{facts['name']} (fingerprint {facts['fingerprint']})"),
         (
             "network",
-            f"{network['layers']} cells, {network['init_channels']} channels, {network['activation']}"
+            f"{counted(network['layers'], 'cell')}, {network['init_channels']} channels, {network['activation']}"
             f"{', squeeze-excite' * network['do_SE']}, {network['stem']} stem"
             f"{' of stride 1' * (network['stem_stride'] == 1)}, {network['num_classes']} classes",
         ),

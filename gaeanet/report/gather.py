@@ -20,6 +20,7 @@ from gaeanet.errors import GaeanetError, RequestError, RunError, reason
 from gaeanet.evaluation.score import PREFIX, TITLES, Options, per_class, predictions_of
 from gaeanet.report.page import RunFacts, page
 from gaeanet.report.pictures import confused, samples
+from gaeanet.runtime.files import is_file
 from gaeanet.runtime.processes import Processes
 
 
@@ -37,7 +38,7 @@ def gather(
         RequestError: There is no run in `run_dir`.
     """
     lines = read_run(run_dir)
-    if not (run_dir / CONFIG).is_file():
+    if not is_file(run_dir / CONFIG):
         raise RequestError(f"{run_dir}: no {CONFIG} there: a report needs the run's whole directory")
     experiment: Experiment = load_experiment(run_dir / CONFIG)
     facts = RunFacts(name, lines, experiment)

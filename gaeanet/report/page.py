@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gaeanet import __version__
 from gaeanet.config.experiment import Experiment
+from gaeanet.errors import counted
 from gaeanet.report.cell_drawing import draw
 from gaeanet.report.charts import Trace, line_chart
 from gaeanet.report.recipes import against_original, differences, nearest_recipe
@@ -113,7 +114,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "samples": run.samples,
         "mixes": hp.mixes,
         "recipe": None if search else nearest_recipe(hp),
-        "network": f"{hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
+        "network": f"{counted(hp.layers, 'cell')}, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px",
         "drawing": None if search else draw(hp.cell, _cell_name(run)),
         "lineage": run.lineage,

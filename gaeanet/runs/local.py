@@ -65,11 +65,9 @@ class LocalContext:
         if not self.processes.is_first:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        (self.run_dir / CONFIG).write_text(experiment.to_yaml(), encoding="utf-8")
+        _write_aside(self.run_dir / CONFIG, experiment.to_yaml())
         lines = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
-        draft = self.run_dir / f".{METRICS}.{os.getpid()}"
-        draft.write_text("".join(dumps(line) + "\n" for line in lines), encoding="utf-8")
-        draft.replace(self.metrics_path)
+        _write_aside(self.metrics_path, "".join(dumps(line) + "\n" for line in lines))
 
     def report(self, line: dict[str, Any]) -> None:
         """Appends one line to the log of record."""
@@ -175,9 +173,11 @@ class LocalContext:
 
     def describe_outputs(self) -> str:
         """A message that says where the run's outputs are."""
-        genotype = f"{GENOTYPE}, " if (self.run_dir / GENOTYPE).exists() else ""
-        files = f"{genotype}{METRICS}, {CURVE}, {REPORT}, {CHECKPOINTS}/best and {CHECKPOINTS}/latest"
-        return f"everything is in {self.run_dir}: {files}"
+        names = (GENOTYPE, METRICS, CURVE, REPORT, f"{CHECKPOINTS}/best", f"{CHECKPOINTS}/latest")
+        there = [name for name in names if (self.run_dir / name).exists()]
+        if f"{CHECKPOINTS}/latest" not in there:  # a file system without links
+            there.append(CHECKPOINTS)
+        return f"everything is in {self.run_dir}: {', '.join(there[:-1])} and {there[-1]}"
 
     def describe_next(self) -> str:
         """A message that says how to train the cell that a search has found."""
@@ -189,3 +189,14 @@ class LocalContext:
         if self.processes.is_first and log is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(log, self.metrics_path)
+
+
+def _write_aside(path: Path, text: str) -> None:
+    """Replaces a file of the run in one step: a disk that is full leaves what was there."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -14,6 +14,7 @@ from gaeanet.artifacts.checkpoint import NAME
 from gaeanet.artifacts.directory import CHECKPOINTS, MANIFEST, METRICS
 from gaeanet.data.storage.bucket import BucketClient, Patience
 from gaeanet.errors import RunError
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.names import stays_inside
 
 _PATIENCE = Patience(timeout=300.0)
@@ -74,7 +75,7 @@ class Mirror:
         """
         folder = run_dir / CHECKPOINTS
         mirrored = self.checkpoints()
-        missing = [name for name in mirrored if not (folder / name).exists()]
+        missing = [name for name in mirrored if not exists(folder / name)]
         if not missing:
             return []
         newest = max((path.name for path in folder.glob("step-*")), default="")
@@ -90,7 +91,7 @@ class Mirror:
 
     def _copy(self, checkpoint: Path, log: Path, keep: set[str]) -> None:
         files = sorted(checkpoint.iterdir(), key=lambda file: file.name == MANIFEST)
-        if log.exists() and log.stat().st_size:
+        if exists(log) and log.stat().st_size:
             self._client.put(METRICS, log.read_bytes())
         for file in files:
             self._client.put(f"{CHECKPOINTS}/{checkpoint.name}/{file.name}", file.read_bytes())

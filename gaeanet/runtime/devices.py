@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, counted
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,4 +53,7 @@ def describe(device: torch.device) -> str:
     """The device's name, as text."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type.upper()
+    if device.type != "cpu":
+        return device.type.upper()
+    passive = " that wait passively" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else ""
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}{passive}"

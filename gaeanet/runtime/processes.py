@@ -25,6 +25,8 @@ from gaeanet.runtime.slurm import cores_of_task
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """By which schedulers, people and closed terminals ask a run to stop."""
+_LOOK = 0.05
+"""Seconds from one look to the next whether a process that was asked to stop is held up."""
 
 
 class Processes:
@@ -126,6 +128,12 @@ def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
     """The store that all processes of the run share."""
     try:
         store: Store = next(rendezvous(url, timeout=patience))[0]
+    except ValueError as error:  # MASTER_ADDR or MASTER_PORT
+        variable = next((word for word in str(error).split() if word.startswith("MASTER")), "MASTER_ADDR")
+        raise RequestError(
+            f"the environment has WORLD_SIZE={place().world_size}, but no {variable} that this process could find the "
+            "others by: start the processes with torchrun, or unset WORLD_SIZE"
+        ) from None
     except (dist.DistError, OSError) as error:
         where = url.partition("?")[0]
         if where == "env://":
@@ -153,7 +161,9 @@ class StopRequest:
     def __init__(self) -> None:
         self.received: str | None = None
         self._previous: dict[int, Any] = {}
-        self._waits = False
+        self._waits, self._grace = False, 0.0
+        self._alarm: tuple[Any, tuple[float, float]] | None = None
+        self._place: tuple[int, int] | None = None
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -165,23 +175,56 @@ class StopRequest:
             signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around waiting for what may never come (a read on a stalled mount): a stop raises `StoppedWaiting` there."""
-        if self.received is not None:
+    def waiting(self, grace: float = 0.0) -> Iterator[None]:
+        """Around waiting for what may never come (a read on a stalled mount): a stop raises `StoppedWaiting` there.
+
+        Args:
+            grace: Seconds after the stop that what is awaited may still come.
+        """
+        if self.received is not None and not grace:
             raise StoppedWaiting
-        self._waits = True
+        self._waits, self._grace = True, grace
         try:
+            if self.received is not None:
+                self._watch()
             yield
         finally:
             self._waits = False
+            self._unwatch()
+
+    def _watch(self) -> None:
+        """Looks again and again whether the process is held up, by the timer that it has; see `_look`."""
+        if self._alarm is None:
+            self._place = None
+            handler = signal.signal(signal.SIGALRM, self._look)
+            self._alarm = handler, signal.setitimer(signal.ITIMER_REAL, max(_LOOK, self._grace), _LOOK)
+
+    def _unwatch(self) -> None:
+        if self._alarm is not None:
+            (handler, timer), self._alarm = self._alarm, None
+            signal.setitimer(signal.ITIMER_REAL, *timer)
+            signal.signal(signal.SIGALRM, handler)
+
+    def _look(self, _: int, frame: FrameType | None) -> None:
+        """Raises `StoppedWaiting` where the process is at the very place where it was at the last look.
+
+        Raised anywhere, it might be lost: Python drops what is raised in a destructor or a callback, and reports it on
+        standard error.
+        """
+        place = None if frame is None else (id(frame), frame.f_lasti)
+        held_up, self._place = place == self._place, place
+        while frame is not None:
+            held_up &= frame.f_code.co_name != "__del__"
+            frame = frame.f_back
+        if held_up and self._waits:
+            raise StoppedWaiting
 
     def _notice(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number != signal.SIGHUP:
             os._exit(128 + number)
         self.received = self.received or signal.Signals(number).name
         if self._waits:
-            self._waits = False
-            raise StoppedWaiting
+            self._watch()
 
 
 def default_device(gpu: int = 0) -> torch.device:

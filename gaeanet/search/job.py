@@ -20,6 +20,7 @@ from gaeanet.data.loading.read_errors import ReadErrors
 from gaeanet.data.sources.order import steps_per_epoch, stream_seed
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import image_shares
+from gaeanet.errors import counted
 from gaeanet.optim.groups import Group
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runs.local import LocalContext
@@ -95,7 +96,7 @@ class Searching(Job):
     def plan(self, context: LocalContext) -> list[str]:
         hp, search = self.hyperparameters, self.search
         parameters = sum(parameter.numel() for parameter in self.state.learner.network.parameters())
-        rate = f"architecture lr {search.rate:g}" + f", after {self.warmup} epochs" * bool(self.warmup)
+        rate = f"architecture lr {search.rate:g}" + f", after {counted(self.warmup, 'epoch')}" * bool(self.warmup)
         if self.others is None:
             search_data = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
         else:
@@ -107,8 +108,9 @@ class Searching(Job):
             environment(self.state, context, sum(training_workers(self.experiment))),
             f"search: {search.method}, {search.level} level, {rate}; {len(CANDIDATES)} candidates on each of "
             f"{len(EDGES)} edges of a normal and a reduction cell",
-            f"supernet: {hp.layers} cells, {hp.init_channels} channels, of which one in {search.divisor} goes through "
-            f"the candidates, {hp.activation}, {hp.image_size} px: {parameters:,} parameters",
+            f"supernet: {counted(hp.layers, 'cell')}, {hp.init_channels} channels, of which one in "
+            f"{search.divisor} goes through the candidates, {hp.activation}, {hp.image_size} px: "
+            f"{parameters:,} parameters",
             *images(self.full_source),
             f"search data: {search_data}",
             *schedule(self.experiment, context, self.state, self.steps),
@@ -155,7 +157,11 @@ class Searching(Job):
         }
         if self.processes.is_first:
             write_genotype(context.run_dir / GENOTYPE, genotype, {"cost": cost, "lineage": self._lineage()})
-        same = f"unchanged for {self.findings.settled} epochs" if self.findings.settled else f"{changed} edges changed"
+        same = (
+            f"unchanged for {counted(self.findings.settled, 'epoch')}"
+            if self.findings.settled
+            else f"{counted(changed, 'edge')} changed"
+        )
         return [
             f"epoch {state.batches // self.steps}: entropy {operations:.3f} (edges {edges:.3f}), genotype "
             f"{genotype.fingerprint}, {same}, {counts.multiply_adds / 1e6:.0f} M multiply-adds, "

@@ -13,6 +13,7 @@ from gaeanet.config.schedule import Batches
 from gaeanet.data.loading.workers import usable_workers
 from gaeanet.data.sources.order import share
 from gaeanet.data.sources.source import Source
+from gaeanet.errors import counted
 from gaeanet.kernels.build import OWN, availability
 from gaeanet.models.network import CellNetwork
 from gaeanet.runs.local import LocalContext
@@ -33,7 +34,7 @@ def plan(experiment: Experiment, source: Source, context: LocalContext, state: R
     lines = [
         environment(state, context, workers),
         f"cell {name} (fingerprint {hp.cell.fingerprint}): {hp.cell.to_text()}",
-        f"network: {hp.layers} cells, {hp.init_channels} channels, {hp.activation}"
+        f"network: {counted(hp.layers, 'cell')}, {hp.init_channels} channels, {hp.activation}"
         f"{', squeeze-excite' * hp.do_SE}, {hp.image_size} px: {parameters:,} parameters"
         + (f" (and {tower_parameters:,} in the auxiliary tower, for training only)" if tower_parameters else ""),
         *images(source),
@@ -46,7 +47,7 @@ def environment(state: RunState, context: LocalContext, workers: int) -> str:
     return (
         f"gaeanet {__version__} on torch {torch.__version__}, {devices.describe(context.processes.device)}, "
         f"{state.learner.precision}, {state.learner.way.text}, "
-        f"{workers} worker{'s' * (workers != 1)} for training images"
+        f"{counted(workers, 'worker')} for training images"
     )
 
 
@@ -54,8 +55,8 @@ def images(source: Source) -> list[str]:
     """The data set and, where the run has one, its minival."""
     catalog = source.catalog
     dataset = (
-        f"data: {source.location}: {len(catalog.classes)} classes, {len(catalog.train):,} training and "
-        f"{len(catalog.val):,} validation images (fingerprint {source.fingerprint})"
+        f"data: {source.location}: {counted(len(catalog.classes), 'class')}, {len(catalog.train):,} training and "
+        f"{counted(len(catalog.val), 'validation image')} (fingerprint {source.fingerprint})"
     )
     if source.minival is None:
         return [dataset]
@@ -70,9 +71,9 @@ def schedule(experiment: Experiment, context: LocalContext, state: RunState, ste
     """Global batch, steps, learning rate and, for a resumed run, the step that it resumes from."""
     hp = experiment.hyperparameters
     lines = [
-        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, context.processes.world_size)}, {steps:,} steps an "
-        f"epoch, {hp.epochs} epochs, lr {hp.learning_rate:g}, {hp.lr_scheduler}, "
-        f"{min(hp.warmup_epochs, hp.epochs)} epochs of warm-up"
+        f"plan: global {hp.global_batch_size} = {_arithmetic(hp, context.processes.world_size)}, "
+        f"{counted(steps, 'step')} an epoch, {counted(hp.epochs, 'epoch')}, lr {hp.learning_rate:g}, "
+        f"{hp.lr_scheduler}, {counted(min(hp.warmup_epochs, hp.epochs), 'epoch')} of warm-up"
     ]
     if hp.color_jitter and (kernel := availability()) != OWN:
         lines.append(f"colour jitter by Pillow, some milliseconds an image: {kernel}")
@@ -87,7 +88,7 @@ def _arithmetic(batches: Batches, world_size: int) -> str:
     sizes = sorted({shard.stop - shard.start for shard in shards}, reverse=True)
     accumulated = batches.parts(sizes[0])
     micro_batch = " or ".join(str(math.ceil(size / accumulated)) for size in sizes)
-    return f"{world_size} process{'es' * (world_size > 1)} x {micro_batch} x {accumulated}"
+    return f"{counted(world_size, 'process')} x {micro_batch} x {accumulated}"
 
 
 def summary(state: RunState, context: LocalContext, minival: float | None) -> list[str]:
@@ -106,4 +107,4 @@ def summary(state: RunState, context: LocalContext, minival: float | None) -> li
 def skipped_steps(state: RunState) -> list[str]:
     """A message on the steps that were skipped, if any were."""
     skipped = int(state.learner.counts[1])
-    return [f"{skipped} steps were skipped for a gradient that was not finite"] if skipped else []
+    return [f"{counted(skipped, 'step')} skipped for a gradient that was not finite"] if skipped else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gaeanet.errors import counted
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.progress import LiveLine, duration
 
@@ -77,7 +78,7 @@ class Display:
 
     def _validation(self, line: dict[str, Any]) -> str:
         held_out = " held out of training" if "minival" in line else ""
-        text = f"epoch {line['epoch']:g}/{self._epochs}  validation on {line['count']} images{held_out}: "
+        text = f"epoch {line['epoch']:g}/{self._epochs}  validation on {counted(line['count'], 'image')}{held_out}: "
         text += f"loss {line['loss']:.4f}  "
         text += f"top-1 {line['top1_accuracy']:.2f} %  top-5 {line['top5_accuracy']:.2f} %"
         if "ema_top1_accuracy" in line:

@@ -20,7 +20,7 @@ from gaeanet.data.loading.read_errors import ReadErrors
 from gaeanet.data.loading.workers import end_workers, usable_workers
 from gaeanet.data.sources.order import batch_of, step_seed
 from gaeanet.data.sources.source import Source
-from gaeanet.errors import RunError, reason
+from gaeanet.errors import HeldUp, RunError, counted, reason
 from gaeanet.evaluation.meter import Totals, evaluate
 from gaeanet.optim.rates import Rates
 from gaeanet.report.curves import draw_curves
@@ -36,6 +36,8 @@ from gaeanet.training.state import RunState
 
 REPORTS_PER_EPOCH = 10
 MAX_REWINDS = 5
+_GRACE = 15.0
+"""Seconds that one of several processes which was asked to stop waits for a batch; launchers kill after 30."""
 
 
 def run(
@@ -65,7 +67,7 @@ def run(
         trackers = Trackers(hp.track if context.processes.is_first else [], display.log)
         epochs, rest = divmod(state.batches, job.steps)
         if not rest and job.is_last(epochs) and state.validated_at == state.batches:
-            display.log(f"{context.run_dir}: finished after {epochs} epochs, nothing to do")
+            display.log(f"{context.run_dir}: finished after {counted(epochs, 'epoch')}, nothing to do")
             return
         for message in [*job.plan(context), *notes]:
             display.log(message)
@@ -139,21 +141,32 @@ class _Loop:
     def _awaited(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; a stop is followed while one is awaited, which a stalled mount may hold up for ever.
 
-        Among several processes a stop takes the agreement after a step, for which all of them have to come.
+        Among several processes a stop takes the agreement after a step, for which all of them have to come: one that
+        is held up gives up after `_GRACE`, with what the last checkpoint has.
         """
-        if self.context.processes.world_size > 1:
-            yield from batches
-            return
+        several = self.context.processes.world_size > 1
         while True:
             try:
-                with self.stop.waiting():
+                with self.stop.waiting(_GRACE if several else 0.0):
                     batch = next(batches, None)
             except StoppedWaiting:
-                end_workers()
-                self._stop()
+                self._give_up()
             if batch is None:
                 return
             yield batch
+
+    def _give_up(self) -> NoReturn:
+        """Ends a run that was asked to stop while it waited for a read."""
+        image = self.read_errors.awaited()
+        if image is not None:
+            self.display.log(f"gave up reading {image}")
+        end_workers()
+        if self.context.processes.world_size > 1:
+            raise HeldUp(
+                f"stopped by {self.stop.received} after step {self.state.batches} without saving, for "
+                "which all processes are needed: run again with --resume, which takes the last checkpoint"
+            )
+        self._stop()
 
     def _seed(self, batch: Batch) -> int:
         seed = self.experiment.hyperparameters.seed
@@ -197,8 +210,7 @@ class _Loop:
             with self.stop.waiting() if self.context.processes.world_size == 1 else nullcontext():
                 line = self._validation()
         except StoppedWaiting:  # it is due again when the run resumes
-            end_workers()
-            self._stop()
+            self._give_up()
         self.context.report(line)
         self.trackers.line(line)
         self.display.report(line)
@@ -231,7 +243,9 @@ class _Loop:
             pin_memory=processes.device.type == "cuda",
         )
         networks = self.job.networks()
-        meters = evaluate(list(networks.values()), self.read_errors.watch(batches), processes.device)
+        watched = self.read_errors.watch(batches)
+        watched = self._awaited(watched) if processes.world_size > 1 else watched  # else a stop is followed all along
+        meters = evaluate(list(networks.values()), watched, processes.device)
         line = self._where("validation")
         for prefix, meter in zip(networks, meters):
             totals = Totals.of(processes.sum(meter.sums))

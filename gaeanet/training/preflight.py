@@ -50,7 +50,7 @@ def check_shared_memory(experiment: Experiment) -> None:
             f"{SHM} has {free / 1e6:,.0f} MB free, and the batches of "
             f"{usable_workers(experiment.data.num_workers_train)} workers for each of {here.local_world_size} "
             f"process{'es' * (here.local_world_size > 1)} take up to {needed / 1e6:,.0f} MB: enlarge it (docker: "
-            f"--shm-size={-(-needed // 2**30)}g) or lower data.num_workers_train"
+            f"--shm-size={-(-needed // 2**30)}g) or lower data.num_workers_train and num_workers_val"
         )
 
 
@@ -73,5 +73,5 @@ def check_open_files(experiment: Experiment) -> None:
         if highest < needed:
             raise RequestError(
                 f"this process may open {highest} files, and with its workers it may need {needed}: raise the limit "
-                "(ulimit -n 4096) or lower data.num_workers_train"
+                f"(ulimit -n {max(4096, needed)}) or lower data.num_workers_train and num_workers_val"
             )

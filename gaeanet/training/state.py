@@ -18,7 +18,7 @@ from gaeanet.config.data import Data
 from gaeanet.config.experiment import OPERATIONAL, Experiment
 from gaeanet.data.sources.catalog import check_table
 from gaeanet.data.sources.source import Source
-from gaeanet.errors import RequestError, reason
+from gaeanet.errors import RequestError, counted, reason
 from gaeanet.training.learner import Learner, Tensors
 
 
@@ -97,6 +97,7 @@ class RunState:
                 "location": self.source.location,
                 "fingerprint": self.source.fingerprint,
                 "generated": self.source.generated,
+                "images": _counts(self.source),
                 "settings": portable_data(self.experiment.data),
             },
         }
@@ -110,7 +111,7 @@ class RunState:
         """Loads a checkpoint as `checkpoint.load` reads it; returns messages on what differs from before.
 
         Raises:
-            RequestError: It was made by other hyperparameters or from other classes.
+            RequestError: It was made by other hyperparameters, or from other classes or images.
         """
         learner = self.learner
         self._check(path.parent.parent if path.parent.name == CHECKPOINTS else path, state)
@@ -131,8 +132,9 @@ class RunState:
         if state["world_size"] != learner.processes.world_size:
             mixes = self.experiment.hyperparameters.mixes
             notes.append(
-                f"this run resumes with {learner.processes.world_size} processes after {state['world_size']}: the "
-                "order of images, their augmentation and the schedule are as before; batch-norm statistics, drop-path "
+                f"this run resumes with {counted(learner.processes.world_size, 'process')} after "
+                f"{state['world_size']}: the order of images, their augmentation and the schedule are as before; "
+                "batch-norm statistics, drop-path "
                 f"draws{', partners of mixed images' * mixes} and rounding are those of the new number"
             )
         return notes
@@ -155,6 +157,33 @@ class RunState:
         check_table(
             self.source.catalog, state["classes"], f"{self.source.location}, against the run to resume in {run}"
         )
+        self._check_images(run, state["data"])
+
+    def _check_images(self, run: Path, saved: Mapping[str, Any]) -> None:
+        """Refuses other images than those that the position in the data, and the order of an epoch, belong to."""
+        fingerprint, before, now = saved.get("fingerprint"), saved.get("images"), _counts(self.source)
+        if fingerprint in (None, self.source.fingerprint):
+            return
+        if before is None:  # of a version that did not save the counts
+            difference = f"{_counted(now)}, not those that it learned from"
+        elif before == now:
+            difference = f"{_counted(now)} as before, but with other names"
+        else:
+            difference = f"{_counted(now)}, {_counted(before)} before"
+        weights = "" if self.extra else f" and --init {run}, which starts from these weights"  # a search has no --init
+        raise RequestError(
+            f"{self.source.location}: the images have changed since the run to resume in {run} was stopped: "
+            f"{difference} (fingerprint {self.source.fingerprint}, {fingerprint} before): restore them, or start "
+            f"another run with --run-dir{weights}"
+        )
+
+
+def _counts(source: Source) -> dict[str, int]:
+    return {"train": len(source.catalog.train), "val": len(source.catalog.val)}
+
+
+def _counted(images: Mapping[str, int]) -> str:
+    return f"{images['train']:,} training and {counted(images['val'], 'validation image')}"
 
 
 def _yaml(value: float | None) -> str:

@@ -64,7 +64,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="cannot save the checkpoint: .*; is the disk full. earlier ones are whole"):
+    with pytest.raises(RunError, match="cannot save .*: (file exists|not a directory); earlier ones are intact"):
         checkpoint.save(tmp_path / "file", 1, TENSORS, {})
 
 

@@ -69,14 +69,20 @@ def test_the_2020_blocks_are_accepted_as_they_stand(
 
 BAD = [
     ("hyperparameters: {epoch: 3}", "hyperparameters.epoch: unknown key; did you mean epochs?"),
-    ("hyperparameters: {epochs: three}", "hyperparameters.epochs: must be a whole number >= 1, got 'three'"),
-    ("hyperparameters: {epochs: 0}", "hyperparameters.epochs: must be a whole number >= 1, got 0"),
+    (
+        "hyperparameters: {epochs: three}",
+        "hyperparameters.epochs: must be a whole number >= 1 and <= 100000, got 'three'",
+    ),
+    ("hyperparameters: {epochs: 0}", "hyperparameters.epochs: must be a whole number >= 1 and <= 100000, got 0"),
     ("hyperparameters: {do_SE: 1}", "hyperparameters.do_SE: must be true or false, got 1"),
     ("hyperparameters: {momentum: 1.5}", "hyperparameters.momentum: must be a number >= 0 and < 1, got 1.5"),
     ("hyperparameters: {learning_rate: .nan}", "hyperparameters.learning_rate: must be a number > 0, got nan"),
     ("hyperparameters: {activation: gelu}", "hyperparameters.activation: must be relu or swish or hswish, got 'gelu'"),
     ("hyperparameters: {precision: 16}", "hyperparameters.precision: must be fp32 or bf16 or fp16 or auto, got 16"),
-    ("hyperparameters: {image_size: 31}", "hyperparameters.image_size: must be a whole number >= 32, got 31"),
+    (
+        "hyperparameters: {image_size: 31}",
+        "hyperparameters.image_size: must be a whole number >= 32 and <= 4096, got 31",
+    ),
     (
         "hyperparameters: {autoaugment: true, randaugment: true}",
         "autoaugment and randaugment are both true: choose one",
@@ -92,7 +98,7 @@ BAD = [
     ("hyperparameters: {train_image_size: 16}", "train_image_size 16 is too small: the network needs 32 pixels"),
     (
         "hyperparameters: {train_image_size: big}",
-        "hyperparameters.train_image_size: must be a whole number or two whole numbers or null, got 'big'",
+        "train_image_size: must be a whole number <= 4096 or two whole numbers <= 4096, or null, got 'big'",
     ),
     ("hyperparameters: {epochs: 5, lr_epochs: 6}", "hyperparameters.lr_epochs is 6 and epochs 5: keep epochs only"),
     ("hyperparameters: {genotype: darts_v3}", "'darts_v3': neither a file nor a known cell; did you mean darts-v"),
@@ -152,7 +158,7 @@ def test_overrides_set_one_value_each(tmp_path: Path) -> None:
     assert experiment.data.resolved_location == "/x"
     for override, message in [
         ("hyperparameters.epochs", "expected KEY=VALUE"),
-        ("epochs=3", "for example hyperparameters.epochs"),
+        ("epochs=3", "did you mean hyperparameters.epochs"),
         ("hyperparameters.epochs.x=3", "is a value, not a block"),
         ("hyperparameters.epoch=3", "did you mean epochs?"),
     ]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from logs import write_run
+from matplotlib.figure import Figure
 from tiny import Result
+
+from gaeanet.artifacts.directory import read_log
+from gaeanet.report.curves import draw_curves
 
 Run = Callable[..., Result]
 
@@ -48,6 +55,73 @@ def test_what_cannot_be_drawn_is_one_line(gaeanet: Run, tmp_path: Path) -> None:
     assert "cannot write the picture" in strange.err
     (run / "metrics.jsonl").write_text("what\n{}\n")
     assert "line 1: not JSON" in gaeanet("plot", run).err
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["exp_$lr_$seed_1", "a$b$c", "$x^{"],
+        ["x" * 150, "y" * 150],
+        ["x" * 60 + "A" + "y" * 60, "x" * 60 + "B" + "y" * 60],
+        ["\u5b9f\u9a13", "na\u00efve"],
+        ["\U0001f680", "\u0645\u0631\u062d\u0628\u0627"],
+        ["a\nb", "caf\udce9", "[bold]c[/bold]"],
+        ["_hidden", "%s {0} %(x)s"],
+        ["<b>&amp;</b>"],
+    ],
+)
+def test_field_report_80_and_96_a_name_is_text_in_a_picture_and_nothing_is_printed(
+    tmp_path: Path, names: list[str]
+) -> None:
+    lines = read_log(write_run(tmp_path / "run") / "metrics.jsonl")
+    drawn = list[str]()
+
+    def saved(figure: Any, *arguments: Any, **options: Any) -> None:
+        drawn.extend(text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        save(figure, *arguments, **options)
+
+    save = Figure.savefig
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("error")
+        patch.setattr(Figure, "savefig", saved)
+        draw_curves(dict.fromkeys(names, lines), tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    assert len(set(drawn)) == len(drawn) == (2 * len(names) if len(names) > 1 else 3)
+
+
+@pytest.mark.parametrize("where", [{"epoch": 0.0}, {"epoch": 1e-9}, {"epoch": 1e9}, {"loss": 3e38}, {"loss": -3e38}])
+def test_field_report_96_extreme_values_are_drawn_without_a_warning(tmp_path: Path, where: dict[str, float]) -> None:
+    lines = [{**line, **where} for line in read_log(write_run(tmp_path / "run", rows=1) / "metrics.jsonl")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_curves({"run": lines}, tmp_path / "curve.png")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"epoch": None},
+        {"epoch": "one"},
+        {"loss": "low"},
+        {"top1_accuracy": [1]},
+        {"ema_loss": {}},
+        {"minival": "half"},
+        {"data": 1},
+        {"loss": 10**400},
+        {"epoch": True},
+    ],
+)
+def test_field_report_92_a_log_with_other_values_than_a_run_writes_is_one_line(
+    gaeanet: Run, tmp_path: Path, line: dict[str, Any]
+) -> None:
+    run = write_run(tmp_path / "run", rows=1)
+    log = run / "metrics.jsonl"
+    first, *rest = log.read_text().splitlines()
+    log.write_text("\n".join([json.dumps({**json.loads(first), **line}), *rest]) + "\n")
+    for arguments in (["plot", run], ["report", run, "--no-images"]):
+        refused = gaeanet(*arguments)
+        assert (refused.code, refused.err.count("\n")) == (2, 1)
+        assert f"{log}, line 1: not JSON that a run writes" in refused.err
 
 
 def test_field_report_60_without_matplotlib_a_run_ends_well(

@@ -12,12 +12,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Result, TinyRun, read_log, same_but_for_speed, same_checkpoints
+from launch import together, wait_for
+from tiny import Result, TinyRun, jpeg, read_log, same_but_for_speed, same_checkpoints
 
 from gaeanet.artifacts.find import find
 from gaeanet.errors import RequestError
@@ -25,7 +27,7 @@ from gaeanet.kernels import build
 from gaeanet.runs.lock import LOCK, owned
 from gaeanet.runtime import host
 from gaeanet.runtime.output import LastingOutput
-from gaeanet.runtime.processes import STOP_SIGNALS
+from gaeanet.runtime.processes import STOP_SIGNALS, StoppedWaiting, StopRequest
 from gaeanet.training.display import Display
 from gaeanet.training.step import step
 
@@ -75,7 +77,7 @@ def test_field_report_62_a_closed_terminal_hangs_up_as_often_as_it_likes(
 
 @pytest.fixture
 def terminated_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    """Sends this process SIGTERM two seconds after the display has shown the beginning of a stage."""
+    """Sends this process SIGTERM three seconds after the display has shown the beginning of a stage."""
     timers: list[threading.Timer] = []
 
     def stage(name: str) -> None:
@@ -83,7 +85,7 @@ def terminated_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], N
 
         def begun(self: Display, *arguments: Any) -> None:
             shown(self, *arguments)
-            timers.append(threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+            timers.append(threading.Timer(3.0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
             timers[-1].start()
 
         monkeypatch.setattr(Display, name, begun)
@@ -104,10 +106,15 @@ def test_field_report_68_a_stop_is_followed_while_a_read_hangs(
     workers: int,
 ) -> None:
     os.mkfifo(t3 / "train" / "n00000000" / "stalled.jpg")  # as a mount that does not answer
+    monkeypatch.setattr("gaeanet.data.loading.reads.PATIENCE", 0.5)
     config = experiment_file(global_batch_size=19, data={"num_workers_train": workers})
     terminated_in("begin")
     result = gaeanet("train", config, "--data", t3)
     assert result.code == 75
+    stalled = t3 / "train" / "n00000000" / "stalled.jpg"
+    assert f"still reading {stalled} after 1 s: does its file system answer?" in result.out
+    assert result.out.count("still reading") == 1
+    assert f"gave up reading {stalled}" in result.out
     assert "stopped by SIGTERM after step 0" in result.err
     assert not multiprocessing.active_children()
     assert (tmp_path / "runs/tiny/checkpoints/latest").exists()
@@ -127,13 +134,68 @@ def test_field_report_68_a_stop_is_followed_in_a_validation_that_hangs(
     os.mkfifo(stalled)
     config = experiment_file(epochs=1, data={"num_workers_val": workers})
     terminated_in("validating")
-    assert gaeanet("train", config, "--data", t3, "--run-dir", "run").code == 75
+    stopped = gaeanet("train", config, "--data", t3, "--run-dir", "run")
+    assert stopped.code == 75
+    assert f"gave up reading {stalled}" in stopped.out
     assert (tmp_path / "run/checkpoints/latest").resolve().name == "step-000000004"
     stalled.unlink()
+    stalled.write_bytes(jpeg((9, 9, 9), (40, 40)))  # the mount answers again
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     assert gaeanet("train", config, "--data", t3, "--run-dir", "run", "--resume").code == 0
     assert [line["epoch"] for line in read_log(tmp_path / "run", "validation")] == [1.0]
+
+
+def test_field_report_68_one_of_several_processes_gives_a_read_some_time_after_a_stop() -> None:
+    handler = signal.getsignal(signal.SIGALRM)
+    signal.setitimer(signal.ITIMER_REAL, 1000.0)
+    with StopRequest() as stop:
+        with stop.waiting(5.0):  # what is awaited comes: the stop waits for the agreement after the step
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received == "SIGTERM"
+        began = time.monotonic()
+        with pytest.raises(StoppedWaiting), stop.waiting(0.3):
+            time.sleep(30)
+        assert 0.2 < time.monotonic() - began < 20
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert 900.0 < signal.setitimer(signal.ITIMER_REAL, 0.0)[0] <= 1000.0  # somebody else's timer goes on
+
+
+def test_field_report_68_a_stop_is_not_lost_in_a_destructor() -> None:
+    """What is raised there is dropped by Python, with a traceback on standard error, which pytest makes an error."""
+
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.4)
+
+    began = time.monotonic()
+    with StopRequest() as stop, pytest.raises(StoppedWaiting), stop.waiting():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGTERM)
+        while time.monotonic() < began + 1.0:
+            Slow()
+        time.sleep(30)
+    assert 1.0 < time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_field_report_68_several_processes_end_where_one_hangs_in_a_read(
+    experiment_file: Write, t3: Path, tmp_path: Path
+) -> None:
+    stalled = t3 / "train" / "n00000000" / "stalled.jpg"
+    os.mkfifo(stalled)
+    config, output = experiment_file(global_batch_size=19), tmp_path / "out"
+    processes = together(2, ["train", config, "--data", t3, "--run-dir", tmp_path / "run"], output)
+    wait_for(lambda: (tmp_path / "run/checkpoints/latest").exists(), processes[0])
+    time.sleep(3)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.join(60)
+    said = "".join(output.with_name(f"out-{rank}").read_text() for rank in range(2))
+    assert sorted(process.exitcode or 0 for process in processes) == [1, 75], said
+    assert "stopped by SIGTERM after step 0 without saving" in said
+    assert "lost the other processes of this run" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
@@ -224,6 +286,55 @@ def test_field_report_70_a_file_system_without_links(
     assert "nothing to do" in gaeanet("train", config, "--data", t3, "--run-dir", "run", "--resume").out
     result = gaeanet("train", experiment_file(), "--data", t3, "--run-dir", "more", "--continue-from", "run")
     assert result.code == 0, result.err
+
+
+def refusing(number: int) -> Callable[..., Any]:
+    def refused(self: Path, *_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("what", "method", "replacement"),
+    [
+        ("rename a directory there, as a checkpoint that is complete: operation not supported", "rename", refusing(95)),
+        (
+            "rename a directory there, as a checkpoint that is complete: invalid cross-device link",
+            "rename",
+            refusing(18),
+        ),
+        ("replace a file there: function not implemented", "replace", refusing(38)),
+        ("append to a file there, as to the log: what was written is not what is there", "read_bytes", lambda _: b"2"),
+        ("write the run there: no space left on device", "write_bytes", refusing(28)),
+    ],
+)
+def test_field_report_70_what_a_file_system_cannot_do_is_said_at_the_start(
+    gaeanet: Run,
+    experiment_file: Write,
+    t3: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    method: str,
+    replacement: Any,
+) -> None:
+    monkeypatch.setattr(Path, method, replacement)
+    refused = gaeanet("train", experiment_file(), "--data", t3, "--run-dir", "run")
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err == f"gaeanet: run: cannot {what}; name another with --run-dir\n"
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_field_report_70_a_file_system_that_cannot_wait_for_its_disk(
+    gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refused)
+    assert gaeanet("train", experiment_file(epochs=1), "--data", t3, "--run-dir", "run").code == 0
 
 
 def test_field_report_61_a_temporary_directory_too_long_for_sockets(

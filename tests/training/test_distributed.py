@@ -145,7 +145,7 @@ def test_field_report_11_the_plan_states_the_arithmetic(experiment_file: Write, 
     config = experiment_file(epochs=1, max_batch_per_slot=3, global_batch_size=9)
     output = tmp_path / "out"
     out = joined(together(2, train_arguments(config, t3, tmp_path / "run"), output), output)
-    assert "plan: global 9 = 2 processes x 3 or 2 x 2, 2 steps an epoch, 1 epochs, lr 0.05" in out
+    assert "plan: global 9 = 2 processes x 3 or 2 x 2, 2 steps an epoch, 1 epoch, lr 0.05" in out
     assert out.count("plan:") == 1
     assert "plan:" not in (tmp_path / "out-1").read_text()
     out = joined(together(1, train_arguments(config, t3, tmp_path / "alone"), output), output)

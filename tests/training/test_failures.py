@@ -55,7 +55,7 @@ def test_field_report_15_a_bad_step_is_skipped_and_counted(
     poisoned({2, 5})
     result = gaeanet("train", experiment_file(), "--data", t3)
     assert result.code == 0, result.err
-    assert "2 steps were skipped for a gradient that was not finite" in result.out
+    assert "2 steps skipped for a gradient that was not finite" in result.out
     log = read_log(tmp_path / "runs" / "tiny", "train")
     assert [line["skipped_steps"] for line in log] == [0, 0, 1, 1, 1, 2, 2, 2]
     # the schedule stands still on a skipped step

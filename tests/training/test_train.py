@@ -198,7 +198,7 @@ def test_a_finished_run_has_nothing_to_do(gaeanet: Run, experiment_file: Write, 
     before = {p: p.read_bytes() for p in (tmp_path / "runs" / "tiny" / "checkpoints").rglob("*") if p.is_file()}
     again = gaeanet("train", config, "--data", t3, "--resume")
     assert again.code == 0
-    assert "finished after 1 epochs, nothing to do" in again.out
+    assert "finished after 1 epoch, nothing to do" in again.out
     after = {p: p.read_bytes() for p in (tmp_path / "runs" / "tiny" / "checkpoints").rglob("*") if p.is_file()}
     assert before == after
 

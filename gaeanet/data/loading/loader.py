@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gaeanet.data.images.decode import ImageError, Picture, opened, to_pixels
+from gaeanet.data.loading.reads import Reads
 from gaeanet.data.loading.workers import PREFETCH
 from gaeanet.data.sources.order import batch_of, positions, replacements, sample_seed, share, steps_per_epoch
 from gaeanet.data.sources.source import Contents
@@ -91,10 +92,14 @@ class _Faithful(Dataset[Batch | GaeanetError]):
 
 
 class Batches:
-    """Batches as they come; iterating raises `RunError` where one could not be prepared."""
+    """Batches as they come; iterating raises `RunError` where one could not be prepared.
 
-    def __init__(self, loader: DataLoader[Batch | GaeanetError]) -> None:
-        self._loader = loader
+    Attributes:
+        reads: What is being read for them.
+    """
+
+    def __init__(self, loader: DataLoader[Batch | GaeanetError], reads: Reads) -> None:
+        self._loader, self.reads = loader, reads
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
@@ -114,7 +119,9 @@ class _TrainingBatches(_Faithful):
         world_size: int,
         max_bad: int,
         repeats: int,
+        reads: Reads,
     ) -> None:
+        self._reads = reads
         self._source, self._transform, self._seed = source, transform, seed
         self._repeats = repeats
         self._max_bad = max_bad
@@ -131,7 +138,8 @@ class _TrainingBatches(_Faithful):
         indices, draws = samples[self._share], draws[self._share]
         transform = self._transform.at(epoch)
         block, taken, bad = _Block(len(indices)), indices.copy(), list[str]()
-        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("train", indices.tolist()))):
+        contents = self._reads.watched(indices.tolist(), source.fetch("train", indices.tolist()))
+        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
             draw = int(draws[place])
             image = self._image(transform, epoch, index, draw, data, bad)
             if image is None:
@@ -158,7 +166,8 @@ class _TrainingBatches(_Faithful):
     ) -> tuple[int, Tensor]:
         """An image in place of one that does not decode: the same one for any number of processes."""
         for other in replacements(len(self._source.catalog.train), self._seed, epoch, index):
-            image = self._image(transform, epoch, other, draw, next(self._source.fetch("train", [other])), bad)
+            contents = self._reads.watched([other], self._source.fetch("train", [other]))
+            image = self._image(transform, epoch, other, draw, next(contents), bad)
             if image is not None:
                 return other, image
         raise AssertionError("replacements never end")
@@ -167,8 +176,10 @@ class _TrainingBatches(_Faithful):
 class _ValidationBatches(_Faithful):
     """Consecutive samples; process `rank` of `world_size` has one contiguous part, and every sample is in one."""
 
-    def __init__(self, source: Source, transform: Transform, batch: int, rank: int, world_size: int) -> None:
-        self._source, self._transform, self._batch = source, transform, batch
+    def __init__(
+        self, source: Source, transform: Transform, batch: int, rank: int, world_size: int, reads: Reads
+    ) -> None:
+        self._source, self._transform, self._batch, self._reads = source, transform, batch, reads
         part = share(len(source.catalog.val), rank, world_size)
         self._indices = np.arange(part.start, part.stop, dtype=np.int64)
 
@@ -179,7 +190,8 @@ class _ValidationBatches(_Faithful):
         source, before = self._source, self._source.retries
         indices = self._indices[step * self._batch : (step + 1) * self._batch]
         block = _Block(len(indices))
-        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch("val", indices.tolist()))):
+        contents = self._reads.watched(indices.tolist(), source.fetch("val", indices.tolist()))
+        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
             try:
                 block[place] = self._transform(to_pixels(data))
             except ImageError as error:
@@ -192,8 +204,8 @@ class _ValidationBatches(_Faithful):
 class _PickedBatches(_Faithful):
     """Batches of given samples of one split, in their order, without augmentation."""
 
-    def __init__(self, source: Source, split: str, transform: Transform, picks: Sequence[range]) -> None:
-        self._source, self._split, self._transform, self._picks = source, split, transform, picks
+    def __init__(self, source: Source, split: str, transform: Transform, picks: Sequence[range], reads: Reads) -> None:
+        self._source, self._split, self._transform, self._picks, self._reads = source, split, transform, picks, reads
 
     def __len__(self) -> int:
         return len(self._picks)
@@ -202,7 +214,8 @@ class _PickedBatches(_Faithful):
         source, before = self._source, self._source.retries
         indices = np.asarray(self._picks[step], dtype=np.int64)
         block = _Block(len(indices))
-        for place, (index, data) in enumerate(zip(indices.tolist(), source.fetch(self._split, indices.tolist()))):
+        contents = self._reads.watched(indices.tolist(), source.fetch(self._split, indices.tolist()))
+        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
             try:
                 block[place] = self._transform(to_pixels(data))
             except ImageError as error:
@@ -243,9 +256,10 @@ def training_batches(
     sample of a batch is in it `repeats` times, with other augmentation draws each time (see `order.batch_of`).
     """
     steps = steps_per_epoch(len(source.catalog.train), global_batch)
+    reads = Reads(source, "train", workers)
     availability()  # compiled here and now, if they are to be, and not by each worker
     loader = DataLoader(
-        _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad, repeats),
+        _TrainingBatches(source, transform, global_batch, seed, rank, world_size, max_bad, repeats, reads),
         batch_size=None,
         sampler=_Positions(epochs, steps, start),
         num_workers=workers,
@@ -254,7 +268,7 @@ def training_batches(
         worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
-    return Batches(loader)
+    return Batches(loader, reads)
 
 
 def validation_batches(
@@ -268,29 +282,31 @@ def validation_batches(
     pin_memory: bool = False,
 ) -> Batches:
     """Each validation image once over all processes; the last batch may be smaller."""
+    reads = Reads(source, "val", workers)
     loader = DataLoader(
-        _ValidationBatches(source, transform, batch, rank, world_size),
+        _ValidationBatches(source, transform, batch, rank, world_size, reads),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
-    return Batches(loader)
+    return Batches(loader, reads)
 
 
 def picked_batches(
     source: Source, split: str, transform: Transform, picks: Sequence[range], *, workers: int = 0
 ) -> Batches:
     """The batches `picks` of a split, each a range of samples; a batch's `step` is its place among them."""
+    reads = Reads(source, split, workers)
     loader = DataLoader(
-        _PickedBatches(source, split, transform, picks),
+        _PickedBatches(source, split, transform, picks, reads),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=partial(_quiet_worker, os.getpid()),
         multiprocessing_context=_start_method(source, workers),
     )
-    return Batches(loader)
+    return Batches(loader, reads)
 
 
 def _start_method(source: Source, workers: int) -> str | None:

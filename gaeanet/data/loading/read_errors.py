@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-from gaeanet.data.loading.loader import Batch, too_many
+from gaeanet.data.loading.loader import Batch, Batches, too_many
+from gaeanet.data.loading.reads import HangingReads, Reads
 from gaeanet.errors import RunError
 
 
@@ -13,26 +14,44 @@ class ReadErrors:
 
     Args:
         max_bad: Different training images that may be passed over.
-        say: Takes one sentence for each image when it is first met.
+        say: Takes one sentence for each image when it is first met, and for each read that does not return.
     """
 
     def __init__(self, max_bad: int, say: Callable[[str], None]) -> None:
         self._max_bad, self._say = max_bad, say
         self._known: set[str] = set()
         self._retries = self._skipped = 0
+        self._awaited: Reads | None = None
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def watch(self, batches: Batches) -> Iterator[Batch]:
         """The same batches, counted; raises `RunError` naming the image that is one too many."""
-        for batch in batches:
-            self._retries += batch.retries
-            self._skipped += len(batch.bad)
-            for image in batch.bad:
-                if image not in self._known:
-                    self._known.add(image)
-                    if len(self._known) > self._max_bad:
-                        raise RunError(f"{image} ({too_many(self._max_bad)})")
-                    self._say(f"passed over {image} ({len(self._known)} of at most {self._max_bad})")
-            yield batch
+        hanging = HangingReads(batches.reads, self._say)
+        with hanging.reported():
+            iterator = iter(batches)
+            while True:
+                self._awaited = batches.reads
+                with hanging.waiting():
+                    batch = next(iterator, None)
+                if batch is None:
+                    return
+                self._awaited = None
+                self._count(batch)
+                yield batch
+
+    def awaited(self) -> str | None:
+        """The image whose read holds up the batch that is awaited, or that was when waiting was given up."""
+        longest = self._awaited.longest() if self._awaited else None
+        return None if longest is None else longest[0]
+
+    def _count(self, batch: Batch) -> None:
+        self._retries += batch.retries
+        self._skipped += len(batch.bad)
+        for image in batch.bad:
+            if image not in self._known:
+                self._known.add(image)
+                if len(self._known) > self._max_bad:
+                    raise RunError(f"{image} ({too_many(self._max_bad)})")
+                self._say(f"passed over {image} ({len(self._known)} of at most {self._max_bad})")
 
     def line(self) -> dict[str, int]:
         """Counts since the last call, as the log names them."""

@@ -36,7 +36,8 @@ from gaeanet.data.sources.layout import (
 )
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
-from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.errors import RequestError, RunError, counted, reason
+from gaeanet.runtime.files import entries_of, exists, is_directory
 from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
@@ -81,9 +82,8 @@ def prepare(
         return
     total = 0 if link else source.total_bytes
     catalog = source.catalog
-    counts = (
-        f"{len(catalog.classes)} classes, {len(catalog.train):,} training and {len(catalog.val):,} validation images"
-    )
+    counts = f"{counted(len(catalog.classes), 'class')}, {len(catalog.train):,} training and "
+    counts += counted(len(catalog.val), "validation image")
     print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
         print(shown(note))
@@ -140,18 +140,18 @@ def open_material(location: str, columns: Sequence[str] | None = None) -> Source
         raise RequestError(f"{location}: holds no table: --columns names a table's columns")
     if (
         "://" in location
-        or not root.is_dir()
-        or any((root / name).exists() for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
+        or not is_directory(root)
+        or any(exists(root / name) for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     ):
         return open_location(location)
     images = images_root(root)
-    val = next((images / name for name in SPLIT_FOLDERS["val"] if (images / name).is_dir()), None)
-    if val is None or not (images / "train").is_dir():
+    val = next((images / name for name in SPLIT_FOLDERS["val"] if is_directory(images / name)), None)
+    if val is None or not is_directory(images / "train"):
         return FolderSource(location)
     try:
-        classes = sorted(p.name for p in (images / "train").iterdir() if p.is_dir() and not is_hidden(p.name))
+        classes = sorted(p.name for p in entries_of(images / "train") if is_directory(p) and not is_hidden(p.name))
         flat = flat_folder(val)
-        files = sorted(path.name for path in flat.iterdir() if is_image(path.name) and not path.is_dir())
+        files = sorted(path.name for path in entries_of(flat) if is_image(path.name) and not is_directory(path))
     except OSError as error:
         raise RequestError(f"{error.filename}: cannot be listed: {reason(error)}") from None
     if not files or flat.name in classes:
@@ -168,11 +168,11 @@ def _sizes(source: Source) -> Sizes:
 
 def _is_done(destination: Path, facts: dict[str, Any]) -> bool:
     """Whether the same images are there already, in the same form; raises `RequestError` where others are."""
-    if (destination / UNFINISHED).exists() or not (destination / TABLE).exists():
+    if exists(destination / UNFINISHED) or not exists(destination / TABLE):
         return False
     if read_table(destination / TABLE)["fingerprint"] != facts["fingerprint"]:
         raise RequestError(f"{destination}: already holds other images: name another directory")
-    if (destination / INDEX).exists() != facts["shards"]:
+    if exists(destination / INDEX) != facts["shards"]:
         raise RequestError(f"{destination}: already holds these images in the other form: name another directory")
     return True
 
@@ -180,13 +180,13 @@ def _is_done(destination: Path, facts: dict[str, Any]) -> bool:
 def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
     marker = destination / UNFINISHED
     try:
-        if marker.exists():
+        if exists(marker):
             if json.loads(marker.read_text(encoding="utf-8")) != facts:
                 raise RequestError(
                     f"{destination}: prepare was stopped here while it wrote other images, or another form: "
                     "remove this directory, or name another"
                 )
-        elif destination.exists() and any(destination.iterdir()):
+        elif exists(destination) and entries_of(destination):
             raise RequestError(
                 f"{destination}: is not empty: name a directory that gaeanet prepare can have for itself"
             )
@@ -215,7 +215,7 @@ def _write_folders(source: Source, destination: Path, partial: Path, progress: W
             missing = []
             for index in order[start : start + _CHUNK].tolist():
                 path = inside(destination / split, names.name(index))
-                size = path.stat().st_size if path.exists() else None
+                size = path.stat().st_size if exists(path) else None
                 if size is not None and (source.sequential or size == source.size(split, index)):
                     progress.add(size, earlier=True)  # renamed into place, hence whole
                 else:

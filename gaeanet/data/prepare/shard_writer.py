@@ -24,6 +24,7 @@ from gaeanet.data.sources.index import Arrays, catalog_arrays, write_index
 from gaeanet.data.sources.layout import INDEX
 from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError
+from gaeanet.runtime.files import exists
 
 SHARD_BYTES = 128 << 20
 """A shard is closed when its images have this many bytes: ImageNet becomes about 1,100 shards."""
@@ -62,7 +63,7 @@ def write_shards(
             indices = sequence[np.searchsorted(number, shard) : np.searchsorted(number, shard, side="right")]
             path = root / f"{split}-{shard:06d}.tar"
             names = [(keys[index], int(labels[index])) for index in indices.tolist()]
-            found = path.exists()
+            found = exists(path)
             if found:
                 places, size, digest = _read_shard(path, names)
             else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from gaeanet.data.prepare.prepare import open_material
 from gaeanet.data.sources.catalog import check_imagenet_is_whole
 from gaeanet.data.sources.source import Source
-from gaeanet.errors import RunError
+from gaeanet.errors import RunError, counted
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.progress import WorkProgress
@@ -52,7 +52,8 @@ def verify(location: str, columns: Sequence[str] | None = None) -> None:
     if bad:
         more = f" ({len(bad) - _NAMED} more are not named)" if len(bad) > _NAMED else ""
         raise RunError(
-            f"{location}: {len(bad)} images do not decode, the first is {bad[0]}{more}: replace or remove them"
+            f"{location}: {counted(len(bad), 'image')} cannot be decoded, the first is {bad[0]}{more}: "
+            "replace or remove them"
         )
 
 

@@ -20,6 +20,7 @@ from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import is_file
 from gaeanet.runtime.names import shown
 
 
@@ -99,7 +100,7 @@ class ArchiveSource(Source):
         root = Path(location).expanduser()
         self._paths = {split: root / name for split, name in ARCHIVES.items()}
         for path in self._paths.values():
-            if not path.is_file():
+            if not is_file(path):
                 raise RequestError(f"{path}: missing: {root} must hold {' and '.join(ARCHIVES.values())}")
         train = self._train_members()
         classes = tuple(sorted(train))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, counted
 from gaeanet.runtime.names import shown, stays_inside
 
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
@@ -212,13 +212,18 @@ def check_classes(train: Sequence[str], val: Sequence[str], where: str) -> None:
 
 def _named(names: Sequence[str], limit: int = 3) -> str:
     shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    return f"{len(names)} class{'es' if len(names) != 1 else ''} ({shown})"
+    return f"{counted(len(names), 'class')} ({shown})"
 
 
 def check_class_count(catalog: Catalog, num_classes: int, where: str) -> None:
     """Raises `RequestError` unless the network's classifier has as many outputs as the data has classes."""
+    if len(catalog.classes) == 1:
+        raise RequestError(
+            f"{where} has 1 class ({shown(catalog.classes[0])}), and there is nothing to tell it from: a network takes "
+            "two or more, each a folder of its own in train/ and in val/"
+        )
     if len(catalog.classes) != num_classes:
         raise RequestError(
-            f"hyperparameters.num_classes is {num_classes} but {where} has {len(catalog.classes)} classes: "
+            f"hyperparameters.num_classes is {num_classes} but {where} has {counted(len(catalog.classes), 'class')}: "
             f"--set hyperparameters.num_classes={len(catalog.classes)}"
         )

@@ -46,7 +46,7 @@ def identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def is_directory(entry: os.DirEntry[str]) -> bool:
+def leads_to_directory(entry: os.DirEntry[str]) -> bool:
     """Whether an entry, or what a link leads to, is a directory; links in a circle lead nowhere."""
     try:
         return entry.is_dir()
@@ -85,7 +85,7 @@ def images_under(
                 for entry in entries:
                     if is_hidden(entry.name):
                         continue
-                    if is_directory(entry):
+                    if leads_to_directory(entry):
                         (links if entry.is_symlink() else below).append((entry.path, f"{begin}{entry.name}/"))
                     elif _has_image_suffix(entry.name):
                         yield begin + entry.name

@@ -16,14 +16,15 @@ from typing import Any
 from gaeanet.config.data import Data, describe_minival
 from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.catalog import Catalog, Split, check_table, imagenet_wnids
-from gaeanet.data.sources.entries import identity, images_under, is_directory, is_hidden
+from gaeanet.data.sources.entries import identity, images_under, is_hidden, leads_to_directory
 from gaeanet.data.sources.folder import Files, listing
 from gaeanet.data.sources.layout import SPLIT_FOLDERS, images_root
 from gaeanet.data.sources.open import GENERATED_MARGIN, open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
-from gaeanet.errors import RequestError, did_you_mean
+from gaeanet.errors import RequestError, counted, did_you_mean
+from gaeanet.runtime.files import is_directory
 
 
 class EvaluationFolder(Files):
@@ -38,7 +39,7 @@ class EvaluationFolder(Files):
         self.notes: list[str] = []
         numbers = {name: label for label, name in enumerate(classes)}
         with listing(root) as entries:
-            folders = sorted(entry.name for entry in entries if is_directory(entry) and not is_hidden(entry.name))
+            folders = sorted(entry.name for entry in entries if leads_to_directory(entry) and not is_hidden(entry.name))
         images = {name: sorted(images_under(root / name, entered={identity(root)})) for name in folders}
         found = [name for name in folders if images[name]]
         if unknown := [name for name in found if name not in numbers]:
@@ -127,11 +128,11 @@ def _data(settings: dict[str, Any]) -> Data:
 
 def _open(place: str, data: Data, classes: Sequence[str] | None) -> Source:
     root = Path(place).expanduser()
-    if "://" not in place and root.is_dir():
+    if "://" not in place and is_directory(root):
         root = images_root(root)
-        validation = next((root / name for name in SPLIT_FOLDERS["val"] if (root / name).is_dir()), None)
+        validation = next((root / name for name in SPLIT_FOLDERS["val"] if is_directory(root / name)), None)
         has_shards = any(root.glob("*.safetensors")) or any(root.glob("*.tar*"))
-        if classes is not None and not (root / "train").is_dir() and not has_shards:
+        if classes is not None and not is_directory(root / "train") and not has_shards:
             return EvaluationFolder(place, validation or root, classes)
     return open_location(place, data)
 
@@ -139,7 +140,7 @@ def _open(place: str, data: Data, classes: Sequence[str] | None) -> Source:
 def _without_table(catalog: Catalog, num_classes: int, place: str, assume: bool) -> str:
     """Refuses data whose classes need not be those that the weights know, in that order."""
     if len(catalog.classes) != num_classes:
-        raise RequestError(f"{place}: {len(catalog.classes)} classes, the network has {num_classes} outputs")
+        raise RequestError(f"{place}: {counted(len(catalog.classes), 'class')}, the network has {num_classes} outputs")
     if catalog.classes == imagenet_wnids():
         return "the weights came without a class table: ImageNet's, sorted by WordNet id, is taken"
     if not assume:

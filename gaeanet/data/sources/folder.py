@@ -5,7 +5,6 @@ A tree that `gaeanet prepare` made also has its class table and counts (`dataset
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_table
-from gaeanet.data.sources.entries import identity, images_under, is_directory, is_hidden, passed_over, read_image
+from gaeanet.data.sources.entries import identity, images_under, is_hidden, leads_to_directory, passed_over, read_image
 from gaeanet.data.sources.layout import (
     ARCHIVES,
     TABLE,
@@ -26,7 +25,11 @@ from gaeanet.data.sources.layout import (
     what_is_there,
 )
 from gaeanet.data.sources.source import Contents, Source
-from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.errors import RequestError, RunError, counted, reason
+from gaeanet.runtime.files import exists, is_directory, read_json
+
+_LARGEST_TABLE = 256_000_000
+"""Bytes of a data set's table: a million classes."""
 
 
 class Files(Source):
@@ -68,10 +71,10 @@ class FolderSource(Files):
         self.location = location
         self.notes: list[str] = []
         root = Path(location).expanduser()
-        if not root.is_dir():
-            what = "is a file, not a directory" if root.exists() else "does not exist"
+        if not is_directory(root):
+            what = "is a file, not a directory" if exists(root) else "does not exist"
             raise RequestError(f"data.location: {location} {what}: it must hold train/ and val/, one folder per class")
-        if (root / UNFINISHED).exists():
+        if exists(root / UNFINISHED):
             raise RequestError(f"{root}: gaeanet prepare was stopped here before its end: run it again to finish")
         root = images_root(root)
         self._splits = _splits(root)
@@ -96,7 +99,7 @@ class FolderSource(Files):
             self._splits["val"] = flat_folder(self._splits["val"])
             val = flat_split(val_classes, classes)
         self.catalog = Catalog(classes, self._index("train", classes), val)
-        if (root / TABLE).exists():
+        if exists(root / TABLE):
             check_against(read_table(root / TABLE), self.catalog, str(root))
 
     def _class_folders(self, path: Path) -> list[str]:
@@ -105,7 +108,11 @@ class FolderSource(Files):
         with listing(path) as entries:
             for entry in entries:
                 above = {identity(path)}  # a link that leads back here is no class
-                if is_hidden(entry.name) or not is_directory(entry) or not any(images_under(entry.path, entered=above)):
+                if (
+                    is_hidden(entry.name)
+                    or not leads_to_directory(entry)
+                    or not any(images_under(entry.path, entered=above))
+                ):
                     passed.append(entry.name)
                 else:
                     folders.append(entry.name)
@@ -137,7 +144,7 @@ class FolderSource(Files):
 def _splits(root: Path) -> dict[str, Path]:
     """Directory of each split; where one is missing, the refusal names the directory that may have been meant."""
     with listing(root) as entries:
-        names = {entry.name for entry in entries if is_directory(entry)}
+        names = {entry.name for entry in entries if leads_to_directory(entry)}
     try:
         return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
     except RequestError as error:
@@ -167,12 +174,13 @@ def table_of(catalog: Catalog) -> dict[str, Any]:
 def read_table(path: Path) -> dict[str, Any]:
     """A data set's table; raises `RequestError` where it is damaged."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        _ = table["classes"], table["counts"]["train"], table["counts"]["val"], table["fingerprint"]
+        table = read_json(path, _LARGEST_TABLE)
+        blocks = table["classes"], table["counts"]["train"], table["counts"]["val"]
+        fits = all(isinstance(block, dict) for block in blocks) and isinstance(table["fingerprint"], str)
     except (OSError, ValueError, KeyError, TypeError):
-        raise RequestError(
-            f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file"
-        ) from None
+        fits = False
+    if not fits or any(block.keys() != blocks[0].keys() for block in blocks):
+        raise RequestError(f"{path}: not a table that gaeanet prepare wrote: run it again, or remove this file")
     return dict(table)
 
 
@@ -184,8 +192,8 @@ def check_against(table: Mapping[str, Any], catalog: Catalog, where: str) -> Non
         for label, (folder, expected) in enumerate(table["counts"][name].items()):
             if counts[label] != expected:
                 raise RequestError(
-                    f"{where}: {counts[label]} {name} images in {folder}, {TABLE} says {expected}: was a copy "
-                    f"interrupted? (remove {TABLE} if the change was meant)"
+                    f"{where}: {counted(counts[label], f'{name} image')} in {folder}, {TABLE} says {expected}: was a "
+                    f"copy interrupted? (remove {TABLE} if the change was meant)"
                 )
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gaeanet.data.sources.catalog import imagenet_wnids
-from gaeanet.errors import RequestError, reason
+from gaeanet.errors import RequestError, counted, reason
+from gaeanet.runtime.files import entries_of, is_directory, is_file
 from gaeanet.runtime.names import shown
 
 _DEVKIT = re.compile(r"(^|/)ILSVRC20\d\d_(devkit|bbox_train)[^/]*$")
@@ -38,7 +40,7 @@ def validation_classes(root: Path, files: Sequence[str], classes: Sequence[str])
     found = _from_kaggle(root, files) or _from_devkit(root, files) or _from_package(files)
     if not found:
         raise RequestError(
-            f"{root}: the classes of its {len(files)} validation images are not known: put "
+            f"{root}: the classes of its {counted(len(files), 'validation image')} are not known: put "
             f"ILSVRC2012_devkit_t12.tar.gz or {_KAGGLE} there, or pip install 'gaeanet[imagenet]'"
         )
     if foreign := sorted(set(found.values()) - set(classes)):
@@ -47,7 +49,8 @@ def validation_classes(root: Path, files: Sequence[str], classes: Sequence[str])
 
 
 def _from_kaggle(root: Path, files: Sequence[str]) -> dict[str, str]:
-    path = next((path for path in (root / _KAGGLE, *(p / _KAGGLE for p in root.parents[:4])) if path.is_file()), None)
+    above = (root, *root.parents[:4])
+    path = next((place / _KAGGLE for place in above if os.path.isfile(place / _KAGGLE)), None)
     if path is None:
         return {}
     classes = _kaggle_rows(path)
@@ -106,7 +109,9 @@ def _from_devkit(root: Path, files: Sequence[str]) -> dict[str, str]:
             raise RequestError(f"{where}, line {number}: must be a class's number, is {shown(line[:60])!r}")
         numbers.append(int(line))
     if len(numbers) != len(files):
-        raise RequestError(f"{where}: {len(numbers)} lines for {len(files)} validation images in {root}")
+        raise RequestError(
+            f"{where}: {counted(len(numbers), 'line')} for {counted(len(files), 'validation image')} in {root}"
+        )
     if unknown := sorted(set(numbers) - set(synsets)):
         raise RequestError(f"{where}: class number {unknown[0]} is not in the devkit's table")
     return {name: synsets[number] for name, number in zip(sorted(files), numbers)}
@@ -114,8 +119,8 @@ def _from_devkit(root: Path, files: Sequence[str]) -> dict[str, str]:
 
 def _devkit_files(root: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of the devkit's two files, in an archive, a directory, or lying about in `root`."""
-    for path in sorted(root.iterdir()):
-        if path.is_file() and _DEVKIT.search(path.name) and ".tar" in path.name:
+    for path in entries_of(root):
+        if is_file(path) and _DEVKIT.search(path.name) and ".tar" in path.name:
             try:
                 with tarfile.open(path) as tar:
                     for member in tar:
@@ -124,10 +129,10 @@ def _devkit_files(root: Path) -> Iterator[tuple[str, bytes]]:
                             yield f"{path}: {member.name}", content.read() if content else b""
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise RequestError(f"{path}: not a whole archive ({error}): download it again") from None
-    folders = [root, *(path for path in sorted(root.iterdir()) if path.is_dir() and _DEVKIT.search(path.name))]
+    folders = [root, *(path for path in entries_of(root) if is_directory(path) and _DEVKIT.search(path.name))]
     for folder in folders:
         for path in (*folder.glob("*.*"), *folder.glob("data/*.*")):
-            if path.is_file() and (_TRUTH.search(path.name) or _SYNSETS.search(path.name)):
+            if is_file(path) and (_TRUTH.search(path.name) or _SYNSETS.search(path.name)):
                 yield str(path), path.read_bytes()
 
 

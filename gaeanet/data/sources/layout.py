@@ -12,6 +12,7 @@ from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.entries import is_hidden
 from gaeanet.data.sources.split_files import files_below
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import entries_of, is_directory
 
 INDEX = "index.safetensors"
 """The index of shards, beside them."""
@@ -56,14 +57,14 @@ def holds_images(names: Collection[str]) -> bool:
 def images_root(root: Path) -> Path:
     """Where train/ and val/ are: `root` itself, or below it in Kaggle's layout."""
     for below in (KAGGLE, Path(*KAGGLE.parts[1:])):
-        if (root / below / "train").is_dir():
+        if is_directory(root / below / "train"):
             return root / below
     return root
 
 
 def flat_folder(val: Path) -> Path:
     """The folder that directly holds the validation images: `val` itself or the only folder in it."""
-    inside = [path for path in val.iterdir() if not is_hidden(path.name)]
+    inside = [path for path in entries_of(val) if not is_hidden(path.name)]
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else val
 
 

@@ -17,10 +17,14 @@ from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.place import place
 
 GENERATED_MARGIN = 1.15
 """Generated images are this much larger than the network's input, as photographs are before the crop."""
+
+MOST_GENERATED = 10_000_000
+"""Training images, whose names are held in memory: eight times ImageNet's."""
 
 
 def open_source(experiment: Experiment) -> Source:
@@ -33,6 +37,11 @@ def open_source(experiment: Experiment) -> Source:
     location = data.resolved_location
     source: Source
     if location is None:
+        if (images := hp.num_classes * data.generated_per_class) > MOST_GENERATED:
+            raise RequestError(
+                f"data.generated_per_class: {data.generated_per_class:,} images of each of {hp.num_classes:,} classes "
+                f"are {images:,}, at most {MOST_GENERATED:,} are generated: lower it, or hyperparameters.num_classes"
+            )
         source = SyntheticSource(
             hp.num_classes, data.generated_per_class, round(hp.image_size * GENERATED_MARGIN), hp.seed
         )
@@ -48,11 +57,19 @@ def open_source(experiment: Experiment) -> Source:
         source = with_minival(source, data.minival)
     _check_batches(hp)
     if hp.global_batch_size > len(source.catalog.train):
+        most, repeats = len(source.catalog.train), hp.repeated_augmentation
+        lower = f"make it {most // repeats * repeats} or less" if most >= _smallest_batch(hp) else "there are too few"
         raise RequestError(
-            f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {len(source.catalog.train)} "
-            f"training images of {source.location}{' beside data.minival' * (data.minival is not None)}: lower it"
+            f"hyperparameters.global_batch_size is {hp.global_batch_size}, more than the {most} training images of "
+            f"{source.location}{' beside data.minival' * (data.minival is not None)}: {lower}"
         )
     return source
+
+
+def _smallest_batch(batches: Batches) -> int:
+    """The smallest global batch of two images a process that the repetitions divide."""
+    repeats = batches.repeated_augmentation
+    return -(-2 * place().world_size // repeats) * repeats
 
 
 def _check_batches(batches: Batches) -> None:
@@ -62,14 +79,15 @@ def _check_batches(batches: Batches) -> None:
     smallest, largest = images // processes, -(-images // processes)
     if smallest < 2:
         raise RequestError(
-            f"hyperparameters.global_batch_size is {images} for {processes} processes, which need at "
-            f"least two images each for batch norm: make it {2 * processes} or more, or start fewer processes"
+            f"hyperparameters.global_batch_size is {images} for {processes} processes, which need at least "
+            f"two images each for batch norm: make it {_smallest_batch(batches)} or more, or start fewer processes"
         )
     parts, most = batches.parts(largest), batches.max_batch_per_slot
-    if smallest // parts < 2:
+    if most and smallest // parts < 2:
+        enough = next(count for count in range(most + 1, largest + 1) if smallest // -(-largest // count) >= 2)
         raise RequestError(
             f"hyperparameters.max_batch_per_slot {most} makes parts of a single image from a share of {smallest}, and "
-            f"batch norm needs two: make it {most + 1 if most else 2}"
+            f"batch norm needs two: make it {enough}"
         )
 
 
@@ -87,9 +105,9 @@ def open_location(location: str, data: Data | None = None) -> Source:
     if "://" in location:
         return _open_bucket(location, data)
     root = Path(location).expanduser()
-    if (root / INDEX).exists() and not (root / UNFINISHED).exists():
+    if exists(root / INDEX) and not exists(root / UNFINISHED):
         return ShardSource(location)
-    if any((root / name).exists() for name in ARCHIVES.values()):
+    if any(exists(root / name) for name in ARCHIVES.values()):
         return ArchiveSource(location)
     if not (root / UNFINISHED).exists() and (source := open_foreign(location)):
         return source

@@ -27,6 +27,7 @@ from gaeanet.data.storage.bucket import BucketClient
 from gaeanet.data.storage.bucket_index import BucketIndexes
 from gaeanet.data.storage.local_copy import Check, LocalCopy, ShardWindow, place_of
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import exists
 from gaeanet.runtime.names import inside
 
 SHUFFLE_WINDOW = 16
@@ -61,7 +62,7 @@ class ShardSource(Source):
         check_names(self.catalog, f"{location}/{INDEX}")
         for shard in self._all_shards():
             path = inside(self._root, shard.name)
-            self._check_size(shard, path.stat().st_size if path.exists() else None)
+            self._check_size(shard, path.stat().st_size if exists(path) else None)
 
     def _load(self) -> None:
         arrays, facts = read_index(self._index, f"{self.location}/{INDEX}")
@@ -194,7 +195,7 @@ class BucketShardSource(ShardSource):
             raise RequestError(f"{self._client.url(INDEX)}: not found: run gaeanet prepare --shards and upload it too")
         path = indexes.path(hashlib.sha256(f"{entry.etag} {entry.size}".encode()).hexdigest()[:12])
         with indexes.lock():
-            if not path.exists():
+            if not exists(path):
                 data = self._client.get(INDEX, lambda data: None if len(data) == entry.size else "its length is wrong")
                 draft = path.with_suffix(f".{os.getpid()}")
                 try:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from gaeanet.data.sources.entries import identity, is_directory, is_hidden
+from gaeanet.data.sources.entries import identity, is_hidden, leads_to_directory
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.names import shown
 
@@ -54,7 +54,7 @@ def files_below(root: Path, enters: Callable[[str], bool] = bool) -> list[str]:
                 for entry in entries:
                     if is_hidden(entry.name):
                         continue
-                    if not is_directory(entry):
+                    if not leads_to_directory(entry):
                         found.append(below + entry.name)
                     elif level < _DEPTH and enters(entry.name):
                         waiting.append((f"{below}{entry.name}/", level + 1))

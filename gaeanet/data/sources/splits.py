@@ -12,7 +12,7 @@ from gaeanet.data.sources.catalog import Split
 from gaeanet.data.sources.order import class_shares, shares_by_key
 from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.subset import Subset
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, counted
 
 
 def with_minival(source: Source, share: float) -> Source:
@@ -31,9 +31,10 @@ def with_minival(source: Source, share: float) -> Source:
         if not counts.all():
             label = int(counts.argmin())
             count = int(train.counts(len(classes))[label])
+            what = "leaves nothing on one side: add images" if count < 2 else what
             raise RequestError(
-                f"data.minival is {share:g}, but class {classes[label]} of {source.location} has {count} training "
-                f"image{'s' * (count != 1)}, and that {what}, or set it to null"
+                f"data.minival is {share:g}, but class {classes[label]} of {source.location} has "
+                f"{counted(count, 'training image')}, and that {what}, or set it to null"
             )
     found = Subset(source, rest, held_out)
     found.minival = share

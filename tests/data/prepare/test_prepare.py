@@ -302,4 +302,4 @@ def test_field_report_28_verify_names_what_does_not_decode(gaeanet: Run, t3: Pat
     assert "24 of 27 images decode" in result.out
     for path, reason in zip(bad, ("damaged image", "empty file", "not an image")):
         assert f"{path}: {reason}" in result.out
-    assert "3 images do not decode" in result.err
+    assert "3 images cannot be decoded" in result.err

@@ -1,0 +1,86 @@
+"""Files and directories of other people: what is there, and reading text of a bounded size. Needs no torch.
+
+`pathlib` answers "not there" or raises, depending on Python's version, where a directory may not be entered. Here it is
+a refusal that names the file and whose it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gaeanet.errors import RequestError, reason
+
+MOST_BYTES = 4_000_000
+"""Of an experiment or genotype file: a thousand times the largest one in use."""
+
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP, errno.ENAMETOOLONG)
+
+Name = str | os.PathLike[str]
+
+
+def exists(path: Name) -> bool:
+    """Whether there is something of this name; raises `RequestError` where that may not be looked at."""
+    return _is(path, lambda mode: True)
+
+
+def is_file(path: Name) -> bool:
+    """Whether this is a regular file; raises `RequestError` where that may not be looked at."""
+    return _is(path, stat.S_ISREG)
+
+
+def is_directory(path: Name) -> bool:
+    """Whether this is a directory; raises `RequestError` where that may not be looked at."""
+    return _is(path, stat.S_ISDIR)
+
+
+def _is(path: Name, kind: Callable[[int], bool]) -> bool:
+    try:
+        return kind(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return False
+        raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
+    except ValueError:  # a null byte in the name
+        return False
+
+
+def entries_of(directory: Name) -> list[Path]:
+    """What a directory holds, by name; raises `RequestError` where it cannot be listed."""
+    try:
+        return sorted(Path(directory).iterdir())
+    except OSError as error:
+        raise RequestError(f"{directory}: cannot be listed: {reason(error)}") from None
+
+
+def read_text(path: Name, most: int = MOST_BYTES, *, regular: bool = True) -> str:
+    """A text file, UTF-8.
+
+    Args:
+        regular: Refuses what is no regular file, such as a pipe, which might never end or never begin.
+
+    Raises:
+        OSError: It cannot be read, or has more than `most` bytes, which are not read.
+        UnicodeDecodeError: It is no text.
+    """
+    mode = os.stat(path).st_mode
+    if regular and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory the system says so itself
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"too large: more than {most:,} bytes", str(path))
+    return data.decode("utf-8").replace("\r\n", "\n")
+
+
+def read_json(path: Name, most: int) -> Any:
+    """What a regular file of JSON says; raises OSError as `read_text`, and ValueError where it is no JSON."""
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
