@@ -74,31 +74,33 @@ def test_law_2_whatever_slurm_does_the_weights_are_the_same(
     job = submit(config, "--data", data, "--run-dir", run, options=("--time=60", "--signal=B:USR1@60"))
     output = tmp_path / f"{job}.log"
 
-    def trained(batches: int) -> None:
-        """Waits until so many batches more are in the log."""
-        goal = logged(run) + batches
-        wait_until(lambda: logged(run) >= goal, lambda: output.read_text()[-3000:], timeout=120)
+    def wait(condition: Callable[[], bool]) -> None:
+        wait_until(condition, lambda: output.read_text()[-3000:], timeout=200)
 
-    trained(4)
+    def train(restarts: int) -> None:
+        """Waits until the job has been started again so often, and has come some steps further."""
+        wait(lambda: cluster.restarts(job) >= restarts)
+        goal = logged(run) + 4
+        wait(lambda: cluster.restarts(job) >= restarts and logged(run) >= goal)
+
+    train(0)
     cluster("scontrol", "update", f"JobId={job}", "EndTime=now+65")  # the signal is to come in five seconds
-    cluster.wait_for_requeue(job, 1)
-    assert "stopped by SIGUSR1 after step" in output.read_text()
+    wait(lambda: "stopped by SIGUSR1 after step" in output.read_text())
+    wait(lambda: cluster.restarts(job) >= 1 and cluster.field(job) in ("PENDING", "RUNNING"))
     cluster("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    train(1)
 
-    trained(4)
     other = cluster("sbatch", "--parsable", "-p", "high", "-N2", "-c2", "-o", "/dev/null", "--wrap", "sleep 1")
-    cluster.wait_for_requeue(job, 2)
+    wait(lambda: "stopped by SIGTERM after step" in output.read_text())
     cluster.wait_for(other, "COMPLETED")
-    assert "stopped by SIGTERM after step" in output.read_text()
+    train(2)
 
-    trained(4)
     cluster.kill_node(NODES[1])
-    cluster.wait_for_requeue(job, 3)
-    assert "lost the other processes of this run" in output.read_text()
+    wait(lambda: "lost the other processes of this run" in output.read_text())
     held.unlink()
     cluster.repair_node(NODES[1])
+    wait(lambda: cluster.restarts(job) >= 3 and cluster.field(job) == "COMPLETED")
 
-    cluster.wait_for(job, "COMPLETED")
     said = output.read_text()
     assert said.count("resumed after step") == 3
     assert said.count("exit code 75, requeued") == 2

@@ -51,10 +51,12 @@ def test_field_report_39_processes_started_again_read_nothing_of_the_dead(world_
 
 @pytest.mark.parametrize("refusing", [set(), {0}, {2}, {1, 2}, {0, 1, 2}])
 def test_all_refuse_what_one_refuses(refusing: set[int]) -> None:
-    port = free_port()
+    port, stores = free_port(), list[dist.TCPStore]()
 
     def process(rank: int) -> str | None:
         store = dist.TCPStore("127.0.0.1", port, 3, rank == 0, timedelta(seconds=20), wait_for_workers=False)
+        if not refusing:  # then it lasts as long as the run; else the first process may end at once
+            stores.append(store)
         return refusal_of_any(store, rank, 3, f"reason of {rank}" if rank in refusing else None)
 
     with ThreadPoolExecutor(3) as pool:

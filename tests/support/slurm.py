@@ -184,18 +184,15 @@ class Slurm:
         """A field of `scontrol show job`: its state is RUNNING, PENDING, COMPLETED, ..."""
         return dict(word.partition("=")[::2] for word in self("scontrol", "show", "job", job, "-o").split())[name]
 
-    def wait_for_requeue(self, job: str, restarts: int) -> None:
-        """Waits until a job has been requeued so often, and starts it without the two minutes that Slurm waits."""
-        self.wait_for(job, "PENDING", restarts=restarts)
-        self("scontrol", "update", f"JobId={job}", "StartTime=now")
+    def restarts(self, job: str) -> int:
+        """How often a job has been requeued; one that has been starts without the two minutes that Slurm waits."""
+        if self.field(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
+            self("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return int(self.field(job, "Restarts"))
 
-    def wait_for(self, job: str, state: str, restarts: int = 0, timeout: float = 120) -> None:
-        """Waits until a job is in this state, started again at least so often."""
-
-        def there() -> bool:
-            return self.field(job) == state and int(self.field(job, "Restarts")) >= restarts
-
-        wait_until(there, lambda: f"job {job} is {self.field(job)}, not {state}", timeout)
+    def wait_for(self, job: str, state: str, timeout: float = 120) -> None:
+        """Waits until a job is in this state."""
+        wait_until(lambda: self.field(job) == state, lambda: f"job {job} is {self.field(job)}, not {state}", timeout)
 
     def _start(self, name: str, *command: str) -> None:
         output = open(self.dir / f"{name}.out", "ab")  # noqa: SIM115 (the daemon's)
