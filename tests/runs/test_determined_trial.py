@@ -179,7 +179,7 @@ def test_trials_on_one_machine_share_its_cores(tmp_path: Path) -> None:
         trial = Allocation(master, tmp_path / "storage")
         del trial.environment["OMP_NUM_THREADS"]
         assert trial.start().finish() == 0, trial.output
-    assert "CPU, 1 threads" in trial.output
+    assert "CPU, 1 thread," in trial.output
 
 
 def test_a_master_that_does_not_answer_questions_changes_nothing(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_law_2_whatever_slurm_does_the_weights_are_the_same(
     assert said.count("resumed after step") == 3
     assert said.count("exit code 75, requeued") == 2
     assert "plan: global 4 = 2 processes x 2 x 1" in said
-    assert "CPU, 1 threads" in said
+    assert "CPU, 1 thread," in said
     assert "Traceback" not in said
     same_checkpoints(straight, run)
     assert same_but_for_speed(read_log(straight), read_log(run))
