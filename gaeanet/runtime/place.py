@@ -79,6 +79,8 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
     rank, world_size, local_rank, local_world_size, restarts = (
         _number(environment, name, least) for name, least in _BY_TORCHRUN.items()
     )
+    if "LOCAL_WORLD_SIZE" not in environment:  # not every launcher sets it
+        local_world_size = local_rank + 1
     if rank >= world_size or local_rank >= local_world_size:
         raise RequestError(
             f"RANK is {rank} of WORLD_SIZE {world_size}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE "

@@ -145,3 +145,8 @@ def test_a_task_is_what_srun_has_started() -> None:
     assert task is not None
     assert (task.rank, task.tasks, task.local_rank, task.local_tasks) == (3, 5, 1, 2)
     assert read_task({}) is None
+
+
+def test_a_launcher_that_does_not_say_how_many_processes_a_machine_has() -> None:
+    alone_on_each = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    assert place(alone_on_each).local_world_size == 2
