@@ -174,7 +174,7 @@ def test_data_still_to_be_filled_in_does_not_matter(gaeanet: Run, experiment_fil
         (["__import__('os').getcwd()"], "neither a file nor a known cell"),
         (["Genotype(normal=[('sep_conv_3x3', 2)])"], "genotype: no normal_concat"),
         (["darts-v1", "--image-size", "31"], "--image-size 31: the network needs 32 pixels or more"),
-        (["darts-v1", "--image-size", "big"], "invalid int value: 'big'"),
+        (["darts-v1", "--image-size", "big"], "must be a whole number, is 'big'"),
         (["darts-v1", "darts-v2", "nasnet-a"], "describe takes one network or two to compare, not 3"),
         (["darts-v1", "darts-v2", "--draw", "x.svg"], "--draw draws one network's cells"),
         (["darts-v1", "--draw", "file/x.svg"], "file/x.svg: cannot write the picture: "),

@@ -54,7 +54,10 @@ def test_the_image_builds_and_trains() -> None:
 def test_field_report_84_a_root_that_cannot_be_written_and_no_home(
     experiment_file: Callable[..., Path], t3: Path, tmp_path: Path
 ) -> None:
-    """As with readOnlyRootFilesystem, runAsUser and emptyDir volumes at /runs and /tmp."""
+    """As with readOnlyRootFilesystem, runAsUser and emptyDir volumes at /runs and /tmp.
+
+    The package and its environment are mounted where everybody may go, as they are in an image.
+    """
     config = experiment_file(epochs=1, data={"num_workers_train": 1})
     for path in (tmp_path, *tmp_path.parents):
         if path.stat().st_uid == os.geteuid() and path != Path("/"):
@@ -65,17 +68,19 @@ def test_field_report_84_a_root_that_cannot_be_written_and_no_home(
     script = f"""
     set -e
     mount --bind {runs} /mnt
+    mount --bind {ROOT} /media
+    mount --bind {sys.prefix} /srv
     mount -o remount,ro,bind /
     mount -t tmpfs tmpfs /var/tmp
     exec setpriv --reuid {SOMEBODY} --regid {SOMEBODY} --clear-groups --no-new-privs \
-      {sys.executable} -m gaeanet.cli train {config} --data {t3} --run-dir /mnt/run
+      /srv/bin/python -m gaeanet.cli train {config} --data {t3} --run-dir /mnt/run
     """
     kept = {key: value for key, value in os.environ.items() if key not in ("XDG_CACHE_HOME", "LOGNAME", "USER")}
     environment = {
         **kept,
         "HOME": "/nonexistent",
         "TMPDIR": "/var/tmp",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": "/media",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
