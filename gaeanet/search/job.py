@@ -136,6 +136,10 @@ class Searching(Job):
             objective.others = other.images, other.labels
         return self.advance(batch, objective, rates)
 
+    def end(self) -> None:
+        super().end()
+        self._architecture_batches = iter(())  # its workers end with the last one
+
     def end_epoch(self, context: LocalContext) -> list[str]:
         """Discretizes the architecture and writes the genotype; returns a message about it."""
         state = self.state

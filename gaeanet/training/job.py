@@ -77,6 +77,10 @@ class Job(ABC):
         """After a checkpoint was loaded: recorded steps would work on what was there before."""
         self._stepper = None
 
+    def end(self) -> None:
+        """Lets go of what holds memory and workers: a recorded step refers to the job, which would keep both alive."""
+        self._stepper = None
+
     def start(self) -> list[str]:
         """Initialises the weights of a run that has no checkpoint; returns messages about it."""
         return []

@@ -81,6 +81,7 @@ def run(
             while not loop.train_to_end():
                 display.log(loop.rewind())
         finally:
+            job.end()
             trackers.close()
         context.finish()
         for message in job.summary(context):
