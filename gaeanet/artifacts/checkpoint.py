@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from gaeanet.artifacts import manifest
 from gaeanet.artifacts.directory import MANIFEST
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.files import entries_of, is_directory, is_file, read_text
+from gaeanet.runtime.files import digest_of, entries_of, is_directory, is_file, read_text
 from gaeanet.runtime.names import inside
 
 if TYPE_CHECKING:  # reading a manifest, and refusing one, takes no torch
@@ -155,21 +154,6 @@ def load_group(file: Path, digest: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise RequestError(f"{file}: not a file of weights: {reason(error)}") from None
     return tensors
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
-        )
-
-
-def _digest_3_10(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from gaeanet import __version__
-from gaeanet.artifacts import checkpoint
 from gaeanet.artifacts.find import EXPORT_CONFIG, EXPORT_WEIGHTS, Trained
 from gaeanet.artifacts.metadata import METADATA
 from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.data.images.transforms import MEAN, STD, ValidationTransform
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.models.folding import fold_batch_norm
-from gaeanet.runtime.files import is_directory
+from gaeanet.runtime.files import digest_of, is_directory
 from gaeanet.runtime.names import shown
 
 TOLERANCE = 1e-4
@@ -177,7 +176,7 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
             "first_conv": "stem0.0",
             "classifier": "classifier",
         },
-        METADATA: {**facts, "digest": checkpoint.digest_of(draft / EXPORT_WEIGHTS)},
+        METADATA: {**facts, "digest": digest_of(draft / EXPORT_WEIGHTS)},
     }
     (draft / EXPORT_CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     _write_classes(draft, trained)

@@ -8,8 +8,6 @@ lines leave their lane only in the gaps between columns, where neither boxes nor
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +16,7 @@ from pathlib import Path
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.operations import KINDS, OPERATIONS, Kind
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import replace_text
 from gaeanet.runtime.names import shortened
 
 Point = tuple[float, float]
@@ -317,12 +316,8 @@ def _arrow(tip: Point, colour: str) -> str:
 
 def write_drawing(genotype: Genotype, name: str, path: Path) -> None:
     """Writes `draw`'s text to `path`, replaced in one step; raises `RequestError` where that cannot be done."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(draw(genotype, name), encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, draw(genotype, name))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise RequestError(f"{path}: cannot write the picture: {(error.strerror or str(error)).lower()}") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from gaeanet.errors import GaeanetError, RequestError, RunError, reason
 from gaeanet.evaluation.score import PREFIX, TITLES, Options, per_class, predictions_of
 from gaeanet.report.page import RunFacts, page
 from gaeanet.report.pictures import confused, samples
-from gaeanet.runtime.files import is_file
+from gaeanet.runtime.files import is_file, replace_text
 from gaeanet.runtime.processes import Processes
 
 
@@ -91,10 +90,8 @@ def _of_search(facts: RunFacts, source: Source | None, images: bool) -> RunFacts
 
 def write_page(runs: Sequence[RunFacts], path: Path) -> None:
     """Writes the report, replaced in one step; raises `RunError` where that cannot be done."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page(runs), encoding="utf-8", errors="backslashreplace")
-        draft.replace(path)
+        replace_text(path, page(runs), errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot write the report: {reason(error)}") from None

@@ -6,7 +6,6 @@ The training loop sees its environment through `LocalContext` alone; on a cluste
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from gaeanet.artifacts.directory import CHECKPOINTS, CONFIG, CURVE, GENOTYPE, ME
 from gaeanet.config.experiment import Experiment
 from gaeanet.errors import RequestError, RunError, Stopped
 from gaeanet.runs.mirror import Mirror
+from gaeanet.runtime.files import replace_text
 from gaeanet.runtime.processes import Processes
 from gaeanet.runtime.strict_json import dumps
 
@@ -65,9 +65,9 @@ class LocalContext:
         if not self.processes.is_first:
             return
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        _write_aside(self.run_dir / CONFIG, experiment.to_yaml())
+        _write(self.run_dir / CONFIG, experiment.to_yaml())
         lines = [line for line in read_log(self.metrics_path) if line["batches"] <= batches]
-        _write_aside(self.metrics_path, "".join(dumps(line) + "\n" for line in lines))
+        _write(self.metrics_path, "".join(dumps(line) + "\n" for line in lines))
 
     def report(self, line: dict[str, Any]) -> None:
         """Appends one line to the log of record."""
@@ -191,12 +191,9 @@ class LocalContext:
             shutil.copyfile(log, self.metrics_path)
 
 
-def _write_aside(path: Path, text: str) -> None:
-    """Replaces a file of the run in one step: a disk that is full leaves what was there."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+def _write(path: Path, text: str) -> None:
+    """Replaces a file of the run in one step; an error names the file, not the draft of it."""
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None

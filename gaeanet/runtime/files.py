@@ -1,4 +1,4 @@
-"""Files and directories of other people: what is there, and reading text of a bounded size. Needs no torch.
+"""Files and directories: what is there, reading text of a bounded size, writing it whole. Needs no torch.
 
 `pathlib` answers "not there" or raises, depending on Python's version, where a directory may not be entered. Here it is
 a refusal that names the file and whose it is.
@@ -6,7 +6,9 @@ a refusal that names the file and whose it is.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -78,9 +80,43 @@ def read_text(path: Name, most: int = MOST_BYTES, *, regular: bool = True) -> st
     return data.decode("utf-8").replace("\r\n", "\n")
 
 
+def replace_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Writes a text file, UTF-8, in one step: what was there stays until all of the new one is on the disk.
+
+    Args:
+        errors: What becomes of text that UTF-8 has no bytes for, as `str.encode` takes it.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8", errors=errors)
+        draft.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
 def read_json(path: Name, most: int) -> Any:
     """What a regular file of JSON says; raises OSError as `read_text`, and ValueError where it is no JSON."""
     try:
         return json.loads(read_text(path, most))
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
+        )
+
+
+def _digest_3_10(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

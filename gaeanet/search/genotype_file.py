@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from gaeanet.cells.genotype import Genotype
 from gaeanet.errors import RunError, reason
+from gaeanet.runtime.files import replace_text
 
 
 def write_genotype(path: Path, genotype: Genotype, facts: dict[str, Any]) -> None:
@@ -17,12 +17,9 @@ def write_genotype(path: Path, genotype: Genotype, facts: dict[str, Any]) -> Non
     Raises:
         RunError: It cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     values = {**genotype.to_dict(), **facts}
     text = "{\n" + ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()) + "\n}\n"
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        replace_text(path, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise RunError(f"{path}: cannot write the genotype of the search: {reason(error)}") from None

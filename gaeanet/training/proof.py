@@ -23,6 +23,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.kernels.build import Unavailable, cache_directory
 from gaeanet.kernels.gpu.availability import obstacle
 from gaeanet.runtime.devices import DTYPES
+from gaeanet.runtime.files import replace_text
 from gaeanet.runtime.place import without_place
 
 SECONDS = 300
@@ -68,13 +69,13 @@ def doubts(
         file = cache_directory() / f"proof-{_fingerprint(request, device)}.json"
     except Unavailable as error:
         return Doubts(str(error), str(error))
-    try:
-        found = _remembered(file) or _tried(request)
-    except TrialFailed as error:
-        return Doubts(why_not or str(error), graph or str(error))
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    draft.write_text(json.dumps(found._asdict()), encoding="utf-8")
-    draft.replace(file)
+    found = _remembered(file)
+    if found is None:
+        try:
+            found = _tried(request)
+        except TrialFailed as error:
+            return Doubts(why_not or str(error), graph or str(error))
+        replace_text(file, json.dumps(found._asdict()))
     return Doubts(why_not or found.kernels, graph or found.graph)
 
 

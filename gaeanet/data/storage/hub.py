@@ -5,7 +5,6 @@ Endpoint, token and cache are those of `huggingface_hub` (`HF_ENDPOINT`, `HF_TOK
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import digest_of
 from gaeanet.runtime.names import inside, shortened, shown
 
 _LOCATION = re.compile(r"hf://datasets/([\w.-]+(?:/[\w.-]+)?)(?:@([\w.-]+))?(?:/([\w./-]+?))?/?")
@@ -83,7 +83,7 @@ class HubDataset:
                 file.path, lambda: self._hub.hf_hub_download(self._name, file.path, endpoint=self._endpoint, **options)
             )
         )
-        if path.stat().st_size != file.size or (str(path) != cached and file.sha256 not in (None, _sha256(path))):
+        if path.stat().st_size != file.size or (str(path) != cached and file.sha256 not in (None, digest_of(path))):
             os.unlink(path.resolve())
             raise RunError(f"{self.location}/{shown(file.path)}: came with another digest than the Hub says: run again")
         return path.parents[file.path.count("/")]
@@ -112,11 +112,3 @@ class HubDataset:
             f"{self.location}: {shown(what)}: gave up after {_TRIES} tries: {shortened(reason(last), 160)}; run again, "
             "it continues"
         ) from None
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
