@@ -13,13 +13,21 @@ import torch
 from gaeanet.config.experiment import Hyperparameters
 from gaeanet.models.build import build_network
 from gaeanet.models.fused import fuse
+from gaeanet.models.network import CellNetwork
 from gaeanet.runtime.host import usable_cores
 
 IMAGES = 16
-"""In a batch: the kernels of another size differ only where it is no multiple of 16."""
+"""In the batch of a trial: the kernels of another size differ only where it is no multiple of 16."""
 
 MOST_PROCESSES = 16
 """Beyond this many, starting them takes longer than what they share."""
+
+
+def network_in_training(hp: Hyperparameters, device: torch.device) -> CellNetwork:
+    """A network of random weights as a run has it in its last step: in training mode, with the whole drop-path rate."""
+    network = build_network(hp).to(device).to(memory_format=torch.channels_last).train()
+    network.set_drop_path_rate(hp.drop_path_prob)
+    return network
 
 
 def compile_ahead(request: dict[str, Any], capability: int) -> None:
@@ -50,8 +58,7 @@ def compile_share(hp: Hyperparameters, capability: int, share: int, of: int) -> 
 
     kernels = set()
     torch.set_num_threads(1)
-    network = build_network(hp).to(memory_format=torch.channels_last).train()
-    network.set_drop_path_rate(hp.drop_path_prob)
+    network = network_in_training(hp, torch.device("cpu"))
     fuse(network)
     side = hp.training_sizes[0]
     images = torch.zeros(IMAGES, 3, side, side).contiguous(memory_format=torch.channels_last)

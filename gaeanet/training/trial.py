@@ -15,20 +15,16 @@ from torch import Tensor
 
 from gaeanet.config.experiment import Hyperparameters
 from gaeanet.data.images.transforms import normalize
-from gaeanet.models.build import build_network
 from gaeanet.models.fused import fuse
 from gaeanet.models.network import CellNetwork
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes
-from gaeanet.training.compilation import compile_ahead
+from gaeanet.training.compilation import IMAGES, compile_ahead, network_in_training
 from gaeanet.training.learner import Learner, build_learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.recorded import CannotRecord, Recorder
 from gaeanet.training.step import step
-
-IMAGES = 16
-"""In the batch of a comparison."""
 
 BOUND = 1.5
 """How much further from float32 our kernels may be than PyTorch's in the same precision."""
@@ -54,7 +50,7 @@ def kernels_doubt(hp: Hyperparameters, device: torch.device, dtype: torch.dtype,
     torch.backends.cudnn.allow_tf32 = False
     images, labels = random_batch(hp, count, 0)
     normal = normalize(images.to(device))
-    network = _network(hp, device)
+    network = network_in_training(hp, device)
     exact = _results(network, normal, labels.to(device), torch.float32)
     usual = _results(network, normal, labels.to(device), dtype)
     fuse(network)
@@ -69,7 +65,7 @@ def kernels_doubt(hp: Hyperparameters, device: torch.device, dtype: torch.dtype,
 def compile_kernels(hp: Hyperparameters, device: torch.device, dtype: torch.dtype, count: int) -> None:
     """Runs a network with our kernels on a batch of the run's size, so that they are compiled for it."""
     images, labels = random_batch(hp, count, 0)
-    network = _network(hp, device)
+    network = network_in_training(hp, device)
     fuse(network)
     _results(network, normalize(images.to(device)), labels.to(device), dtype)
 
@@ -134,12 +130,6 @@ def random_batch(hp: Hyperparameters, count: int, seed: int) -> tuple[Tensor, Te
 def distance(values: Tensor, exact: Tensor) -> float:
     """The relative distance in the Euclidean norm."""
     return float((values - exact).norm() / exact.norm())
-
-
-def _network(hp: Hyperparameters, device: torch.device) -> CellNetwork:
-    network = build_network(hp).to(device).to(memory_format=torch.channels_last).train()
-    network.set_drop_path_rate(hp.drop_path_prob)
-    return network
 
 
 def _results(network: CellNetwork, images: Tensor, labels: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:

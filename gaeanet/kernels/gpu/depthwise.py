@@ -14,8 +14,9 @@ import torch
 import triton
 from torch import Tensor
 
+from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.depthwise_kernels import add_partials, convolve, weight_gradient_kernel
-from gaeanet.kernels.gpu.maps import Size, empty_rows
+from gaeanet.kernels.gpu.maps import INDICES, Size, channel_block, empty_rows
 from gaeanet.kernels.maps import Window
 
 
@@ -41,9 +42,6 @@ WEIGHT_GRADIENT = {
 
 _WIDEST = 64
 """Channels of a program: 128 bytes of a bf16 map, a line of the cache."""
-
-_LARGEST = 2**31
-"""Kernels count elements in int32."""
 
 
 def forward(x: Tensor, size: Size, weight: Tensor, window: Window) -> Tensor:
@@ -130,7 +128,7 @@ def weight_gradient(grad: Tensor, x: Tensor, size: Size, weight: Tensor, window:
     block, split = _channel_block(channels)
     items = grad_size.images * grad_size.height * triton.cdiv(grad_size.width, run)
     rows = tile.warps * 32 * tile.vector // block
-    programs = _programs(triton.cdiv(items, rows), tile.programs // split)
+    programs = parts.programs(triton.cdiv(items, rows), tile.programs // split)
     partials = torch.empty(programs, taps, channels, dtype=torch.float32, device=x.device)
     weight_gradient_kernel[(programs * split,)](
         grad, x, partials, items,
@@ -164,7 +162,7 @@ def _convolution(
     programs = triton.cdiv(items, rows)
     partials = out
     if behind:
-        programs = _programs(programs, tile.programs // split)
+        programs = parts.programs(programs, tile.programs // split)
         partials = torch.empty(programs, 2, channels, dtype=torch.float32, device=x.device)
     filters = weight.detach().flatten(1).t().contiguous()
     convolve[(programs * split,)](
@@ -186,8 +184,8 @@ def _check(size: Size, weight: Tensor, window: Window) -> None:
         raise ValueError(f"padding must keep the map's size, got {window}")
     if weight.shape[1:] != (1, kernel, kernel) or weight.dtype != torch.float32:
         raise ValueError(f"weight must be float32 (C, 1, {kernel}, {kernel}), got {weight.dtype} {tuple(weight.shape)}")
-    if size.pixels * len(weight) >= _LARGEST:
-        raise ValueError(f"a map must have fewer than {_LARGEST} elements, got {size.pixels * len(weight)}")
+    if size.pixels * len(weight) >= INDICES:
+        raise ValueError(f"a map must have fewer than {INDICES} elements, got {size.pixels * len(weight)}")
 
 
 def _check_rows(rows: Tensor, size: Size, weight: Tensor) -> None:
@@ -208,11 +206,5 @@ def _channel_block(channels: int) -> tuple[int, int]:
     """
     block = min(channels & -channels, _WIDEST)
     if block < 16:
-        block = min(max(triton.next_power_of_2(channels), 16), _WIDEST)
+        block = channel_block(channels, _WIDEST)
     return block, triton.cdiv(channels, block)
-
-
-def _programs(tiles: int, limit: int) -> int:
-    """How many programs, at most `limit`, share the tiles most evenly."""
-    programs: int = triton.cdiv(tiles, triton.cdiv(tiles, max(1, limit)))
-    return programs

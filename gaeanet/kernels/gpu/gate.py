@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gaeanet.kernels.gpu.maps import Size, empty_rows
+from gaeanet.kernels.gpu.maps import INDICES, Size, channel_block, empty_rows
 
 _CHANNELS = 64
 """Channels of a program: 128 bytes of a bf16 map, a line of the cache."""
@@ -20,9 +20,6 @@ _SUMMED = 128
 
 _SCALED = 64
 """Pixels of a program that scales, with four warps."""
-
-_LARGEST = 2**31
-"""Kernels count elements in int32."""
 
 
 def channel_means(x: Tensor, size: Size) -> Tensor:
@@ -91,13 +88,13 @@ def _sums(a: Tensor, b: Tensor, size: Size, dots: bool) -> Tensor:
 def _check(rows: Tensor, size: Size) -> None:
     if rows.ndim != 2 or len(rows) != size.pixels or rows.stride(1) != 1:
         raise ValueError(f"a map must be rows of {size}, got {tuple(rows.shape)} with strides {rows.stride()}")
-    if size.pixels * rows.stride(0) >= _LARGEST:
-        raise ValueError(f"a map must span fewer than {_LARGEST} elements, got {size.pixels * rows.stride(0)}")
+    if size.pixels * rows.stride(0) >= INDICES:
+        raise ValueError(f"a map must span fewer than {INDICES} elements, got {size.pixels * rows.stride(0)}")
 
 
 def _blocks(channels: int) -> tuple[int, int]:
     """Channels of a program, and how many programs share a pixel."""
-    block = min(max(triton.next_power_of_2(channels), 16), _CHANNELS)
+    block = channel_block(channels, _CHANNELS)
     return block, triton.cdiv(channels, block)
 
 

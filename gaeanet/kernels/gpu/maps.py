@@ -23,6 +23,10 @@ ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.SiLU: 2, nn.Hardswish:
 """A kernel's number of an activation; 0 is none."""
 
 
+INDICES = 2**31
+"""Kernels count elements in int32: a map must span fewer."""
+
+
 class Size(NamedTuple):
     """The size of a map: images, and pixels of each."""
 
@@ -54,6 +58,14 @@ def as_map(rows: Tensor, size: Size) -> Tensor:
 def empty_rows(size: Size, channels: int, like: Tensor) -> Tensor:
     """Rows for a map, of the dtype and on the device of `like`."""
     return torch.empty(size.pixels, channels, dtype=like.dtype, device=like.device)
+
+
+def channel_block(channels: int, most: int = 64) -> int:
+    """Channels of a program's tile: a power of two that holds all of them, 16 at least and `most` at most.
+
+    64 channels are 128 bytes of a bf16 map, a line of the cache.
+    """
+    return min(max(int(triton.next_power_of_2(channels)), 16), most)
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.batch_norm import Normalization
-from gaeanet.kernels.gpu.maps import Size, activated, empty_rows, slope
+from gaeanet.kernels.gpu.maps import INDICES, Size, activated, channel_block, empty_rows, slope
 
 CHANNELS = {24: 32, 96: 32}
 """Channels of a program's tile by those of the map; for others the next power of two, 64 at most."""
@@ -116,7 +116,7 @@ def backward(
         grads.append(empty_rows(size, channels, rows) if scaled else grads[0])
     block, height = _tile(channels, BACKWARD_TILE)
     columns = triton.cdiv(channels, block)
-    programs = parts.programs(triton.cdiv(size.pixels, height), max(1, parts.PROGRAMS // columns))
+    programs = parts.programs(triton.cdiv(size.pixels, height), parts.PROGRAMS // columns)
     norms = sum(term.normalization is not None for term in terms)
     partials = torch.empty(programs, norms, 2, channels, dtype=torch.float32, device=rows.device) if norms else None
     first = _arguments(terms[0])
@@ -153,13 +153,13 @@ def _arguments(term: Term) -> list[Tensor | int | None]:
 
 def _tile(channels: int, elements: int) -> tuple[int, int]:
     """Channels and rows of a program's tile."""
-    block = CHANNELS.get(channels, min(64, max(16, triton.next_power_of_2(channels))))
+    block = CHANNELS.get(channels, channel_block(channels))
     return block, elements // block
 
 
 def _check_indices(size: Size, *maps: Tensor) -> None:
     """The kernels' indices are 32 bits wide."""
-    if any(size.pixels * max(x.stride(0), x.shape[1]) >= 2**31 for x in maps):
+    if any(size.pixels * max(x.stride(0), x.shape[1]) >= INDICES for x in maps):
         raise ValueError(f"a map of {size.images} x {size.height} x {size.width} pixels has 2^31 elements or more")
 
 

@@ -15,8 +15,11 @@ PROGRAMS = 528
 
 
 def programs(tiles: int, limit: int = PROGRAMS) -> int:
-    """The number of programs that share `tiles` evenly, at most `limit`: no program waits for one with a tile more."""
-    return int(triton.cdiv(tiles, triton.cdiv(tiles, limit)))
+    """The number of programs that share `tiles` evenly, at most `limit`: no program waits for one with a tile more.
+
+    One at least, also where the limit was divided among so many columns that nothing is left of it.
+    """
+    return int(triton.cdiv(tiles, triton.cdiv(tiles, max(limit, 1))))
 
 
 def added(partials: Tensor) -> Tensor:

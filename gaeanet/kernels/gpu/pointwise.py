@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gaeanet.kernels.gpu import partials as parts
 from gaeanet.kernels.gpu.batch_norm import Normalization
-from gaeanet.kernels.gpu.maps import INTERPRETED, Size
+from gaeanet.kernels.gpu.maps import INDICES, INTERPRETED, Size
 from gaeanet.kernels.gpu.pointwise_kernels import (
     backward_kernel,
     forward_kernel,
@@ -243,14 +243,14 @@ def _is_hopper() -> bool:
 
 
 def _weight_partials(tiles: int, programs: int, weight: Tensor) -> Tensor:
-    shape = parts.programs(tiles, max(programs, 1)), *weight.shape
+    shape = parts.programs(tiles, programs), *weight.shape
     return torch.empty(shape, dtype=torch.float32, device=weight.device)
 
 
 def _check(rows: Tensor, pixels: int, channels: int) -> None:
     if rows.shape != (pixels, channels) or rows.stride(1) != 1:
         raise ValueError(f"rows must be ({pixels}, {channels}) with contiguous channels, got {tuple(rows.shape)}")
-    if pixels * rows.stride(0) >= 2**31:
+    if pixels * rows.stride(0) >= INDICES:
         raise ValueError(f"{pixels} rows of {rows.stride(0)} values are beyond 32-bit indices: take a smaller batch")
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gaeanet.kernels.gpu.maps import Size, empty_rows
+from gaeanet.kernels.gpu.maps import INDICES, Size, channel_block, empty_rows
 
 _TILE = 2048
 """Elements of a program's tile."""
@@ -52,7 +52,7 @@ def average_backward(grad: Tensor, size: Size, kernel: int, stride: int) -> Tens
 
 
 def _forward(x: Tensor, size: Size, kernel: int, stride: int, taps: Tensor | None) -> Tensor:
-    if size.pixels * x.stride(0) >= 2**31:
+    if size.pixels * x.stride(0) >= INDICES:
         raise ValueError(f"a map of {size.images} x {size.height} x {size.width} pixels has 2^31 elements or more")
     to, channels = size.strided(stride), x.shape[1]
     out = empty_rows(to, channels, x)
@@ -77,7 +77,7 @@ def _backward(grad: Tensor, taps: Tensor | None, size: Size, kernel: int, stride
 
 def _tile(channels: int) -> tuple[int, int]:
     """Rows and channels of a tile."""
-    block = min(64, max(16, triton.next_power_of_2(channels)))
+    block = channel_block(channels)
     return _TILE // block, block
 
 
