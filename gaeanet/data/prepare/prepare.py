@@ -132,17 +132,12 @@ def open_material(location: str, columns: Sequence[str] | None = None) -> Source
             raise RequestError(f"{location}: {what_is_there(root)}, none of which is read")
         return source
     root = Path(location).expanduser()
-    if "://" not in location and not (root / UNFINISHED).exists() and not (root / INDEX).exists():
-        if not any((root / name).exists() for name in ARCHIVES.values()):
-            if source := open_foreign(location, columns):
-                return source
+    known = "://" in location or any(exists(root / name) for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
+    if not known and (source := open_foreign(location, columns)):
+        return source
     if columns:
         raise RequestError(f"{location}: holds no table: --columns names a table's columns")
-    if (
-        "://" in location
-        or not is_directory(root)
-        or any(exists(root / name) for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
-    ):
+    if known or not is_directory(root):
         return open_location(location)
     images = images_root(root)
     val = next((images / name for name in SPLIT_FOLDERS["val"] if is_directory(images / name)), None)

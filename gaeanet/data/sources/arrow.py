@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from gaeanet.data.formats import suffix_of
-from gaeanet.data.sources.parquet import Columns, find_columns
+from gaeanet.data.sources.parquet import Columns, find_columns, label_in
 from gaeanet.data.sources.ranges import RangeSource
 from gaeanet.data.sources.samples import Label, Samples
 from gaeanet.data.sources.split_files import by_split
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.imports import needed
-from gaeanet.runtime.names import shortened, shown
+from gaeanet.runtime.names import shortened
 
 _END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -27,13 +27,12 @@ def open_arrow(root: Path, files: list[str]) -> RangeSource:
         RequestError: One is missing, cut short or damaged, or there is no column of images or labels, or the labels
             contradict each other.
     """
-    splits = by_split(files, root, "Arrow files")
-    units = {split: [root / file for file in names] for split, names in splits.items()}
+    units = by_split(files, root, "Arrow files")
     paths = [path for found in units.values() for path in found]
     columns = {path: _columns(path) for path in paths}
     if other := next((path for path in paths if columns[path] != columns[paths[0]]), None):
         raise RequestError(f"{other}: has other columns or class names than {paths[0]}: two data sets")
-    samples = Samples({split: list(map(str, found)) for split, found in units.items()}, columns[paths[0]].class_names)
+    samples = Samples(units, columns[paths[0]].class_names)
     for split, found in units.items():
         for number, path in enumerate(found):
             for name, label, offset, size in _samples(path, columns[path]):
@@ -69,11 +68,7 @@ def _samples(path: Path, columns: Columns) -> Iterator[tuple[str, Label, int, in
         kind = np.int64 if str(data.type).startswith("large") else np.int32
         bounds = np.frombuffer(offsets, kind)[data.offset : data.offset + len(data) + 1].tolist() if len(data) else [0]
         for name, label, start, stop in zip(names, labels, bounds, bounds[1:]):
-            if isinstance(label, bool) or not isinstance(label, (int, str)):
-                raise RequestError(
-                    f"{path}: row {row}: {columns.label} must be a class's number or name, is "
-                    f"{shown(shortened(str(label)))}"
-                )
+            label_in(path, row, columns.label, label)
             if start == stop:
                 raise RequestError(f"{path}: row {row}: its image has no bytes: it names a file elsewhere")
             stem = f"{path.stem}_{row:06d}"

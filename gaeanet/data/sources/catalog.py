@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from gaeanet.errors import RequestError, counted
 from gaeanet.runtime.names import shown, stays_inside
 
+WNID = re.compile(r"n\d{8}")
+"""A WordNet id."""
+
 IMAGENET_COUNTS = {"train": 1_281_167, "val": 50_000}
 """Images of ILSVRC2012."""
 
@@ -94,7 +97,7 @@ class Catalog:
     @property
     def is_imagenet(self) -> bool:
         """Whether these are the thousand classes of ILSVRC2012 (named by their WordNet ids)."""
-        return len(self.classes) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in self.classes)
+        return len(self.classes) == 1000 and all(map(WNID.fullmatch, self.classes))
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -43,9 +43,9 @@ def open_mds(root: Path, indexes: list[str]) -> RangeSource:
             or labels, or the labels contradict each other.
     """
     splits = by_split(indexes, root, "index.json files")
-    shards = {split: [shard for name in names for shard in _shards(root / name)] for split, names in splits.items()}
+    shards = {split: [shard for index in found for shard in _shards(index)] for split, found in splits.items()}
     units = {split: [shard.path for shard in found] for split, found in shards.items()}
-    samples = Samples({split: list(map(str, paths)) for split, paths in units.items()})
+    samples = Samples(units)
     for split, found in shards.items():
         for number, shard in enumerate(found):
             for name, label, offset, size in _samples(shard):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gaeanet.data.formats import Unreadable, suffix_of
 from gaeanet.data.sources.entries import MOST_BYTES
-from gaeanet.data.sources.samples import Ranges, Samples
+from gaeanet.data.sources.samples import Label, Ranges, Samples
 from gaeanet.data.sources.source import Contents, Source
 from gaeanet.data.sources.split_files import by_split
 from gaeanet.errors import RequestError, RunError, reason
@@ -58,12 +58,9 @@ class ParquetSource(Source):
 
     def __init__(self, root: Path, files: list[str], columns: Sequence[str] | None = None) -> None:
         self.location, self.notes = str(root), []
-        splits = by_split(files, root, "parquet files", lambda file: _labelled(root / file, columns))
-        self._units = {split: [root / file for file in names] for split, names in splits.items()}
+        self._units = by_split(files, root, "parquet files", lambda file: _labelled(root / file, columns))
         self._columns = _common_columns([path for paths in self._units.values() for path in paths], columns)
-        samples = Samples(
-            {split: list(map(str, paths)) for split, paths in self._units.items()}, self._columns.class_names
-        )
+        samples = Samples(self._units, self._columns.class_names)
         self._total = 0
         for split, paths in self._units.items():
             for number, path in enumerate(paths):
@@ -87,12 +84,7 @@ class ParquetSource(Source):
                 )
                 for name, value in zip(names, labels):
                     where = f"{path.stem.split('.')[0]}_{row:06d}"
-                    if value is None or isinstance(value, bool) or not isinstance(value, (int, str)):
-                        raise RequestError(
-                            f"{path}: row {row}: {label} must be a class's number or name, is "
-                            f"{shown(shortened(str(value)))}"
-                        )
-                    samples.add(split, name or f"{where}{suffix}", value, number, row)
+                    samples.add(split, name or f"{where}{suffix}", label_in(path, row, label, value), number, row)
                     row += 1
 
     def __getstate__(self) -> dict[str, object]:
@@ -103,8 +95,7 @@ class ParquetSource(Source):
         return self._total
 
     def reading_order(self, split: str) -> NDArray[np.int64]:
-        ranges = self._ranges[split]
-        return np.lexsort((ranges.offsets, ranges.units))
+        return self._ranges[split].reading_order()
 
     def path(self, split: str, index: int) -> str:
         ranges = self._ranges[split]
@@ -216,6 +207,15 @@ def _first_suffix(file: Any, path: Path, columns: Columns) -> str:
         data = (entry and entry["bytes"]) if columns.has_path else entry
         return suffix_of(data or b"")
     return ".jpg"
+
+
+def label_in(path: Path, row: int, column: str, value: Any) -> Label:
+    """The label in a row's column; raises `RequestError` where it is neither a number nor text."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise RequestError(
+            f"{path}: row {row}: {column} must be a class's number or name, is {shown(shortened(str(value)))}"
+        )
+    return value
 
 
 def holds_images(path: Path, asked: Sequence[str] | None) -> bool:

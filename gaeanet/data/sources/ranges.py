@@ -53,8 +53,7 @@ class RangeSource(Source):
         return int(self._ranges[split].sizes[index])
 
     def reading_order(self, split: str) -> NDArray[np.int64]:
-        units, offsets, _ = self._ranges[split]
-        return np.lexsort((offsets, units))
+        return self._ranges[split].reading_order()
 
     def path(self, split: str, index: int) -> str:
         unit = self._units[split][int(self._ranges[split].units[index])]

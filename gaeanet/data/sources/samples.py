@@ -13,6 +13,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.catalog import (
     IMAGENET_COUNTS,
+    WNID,
     Catalog,
     Split,
     check_classes,
@@ -31,7 +33,6 @@ from gaeanet.data.sources.catalog import (
 from gaeanet.errors import RequestError
 from gaeanet.runtime.names import shortened, shown
 
-_WNID = re.compile(r"n\d{8}")
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _IN_NAME = re.compile(r"(?:^|/)(n\d{8})(?=[_/])|_(n\d{8})(?=\.[A-Za-z]+$|$)")
 _ILSVRC = re.compile(r"n\d{8}_\d+|ILSVRC2012_(?:val|test)_\d{8}")
@@ -60,11 +61,11 @@ class Samples:
     """The samples of both splits.
 
     Args:
-        units: Names of the files that the samples are in, for messages and for samples of the same name.
+        units: The files that the samples are in, for messages and for samples of the same name.
         class_names: What the format says its class numbers mean, or None.
     """
 
-    def __init__(self, units: Mapping[str, Sequence[str]], class_names: Sequence[str] | None = None) -> None:
+    def __init__(self, units: Mapping[str, Sequence[Path]], class_names: Sequence[str] | None = None) -> None:
         self.units, self.class_names = units, class_names
         self.rows = {"train": Rows(), "val": Rows()}
         self._keys: dict[Label, int] = {}
@@ -110,9 +111,9 @@ class Samples:
             if not 0 <= label < most:
                 asked = f"0 to {most - 1}, one for each class name" if self.class_names else "0 or more"
                 raise RequestError(f"{self._place(split, unit, name)}: its label is {label}, must be {asked}")
-            if self.class_names and _WNID.fullmatch(self.class_names[label]):
+            if self.class_names and WNID.fullmatch(self.class_names[label]):
                 label = self.class_names[label]
-        if isinstance(label, str) and _WNID.fullmatch(label):
+        if isinstance(label, str) and WNID.fullmatch(label):
             if wnid not in (None, label):
                 raise RequestError(
                     f"{self._place(split, unit, name)}: its label is {label}, its name says {wnid}: one is wrong"
@@ -241,7 +242,7 @@ class Samples:
                 files = [_path(rows.name(row)) for row in group]
             if len(set(files)) < len(files):
                 units = self.units[split]
-                stems = [os.path.basename(units[rows.units[row]]).split(".")[0] for row in group]
+                stems = [units[rows.units[row]].name.split(".")[0] for row in group]
                 files = [f"{stem}/{file}" for stem, file in zip(stems, files)]
             pairs = sorted(
                 (f"{name}/{file}".encode("utf-8", "surrogateescape"), row) for file, row in zip(files, group)
@@ -273,6 +274,10 @@ class Ranges(NamedTuple):
         """Those of `rows`, in this order."""
         columns = np.frombuffer(rows.units, np.int32), np.frombuffer(rows.offsets, np.int64)
         return cls(columns[0][order], columns[1][order], np.frombuffer(rows.sizes, np.int64)[order])
+
+    def reading_order(self) -> NDArray[np.int64]:
+        """The samples in the order in which they lie: file after file, each from its beginning to its end."""
+        return np.lexsort((self.offsets, self.units))
 
 
 def file_name(path: str, class_name: str) -> str:

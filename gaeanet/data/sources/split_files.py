@@ -75,10 +75,11 @@ def split_of(path: str) -> str | None:
 
 def by_split(
     files: Sequence[str], root: Path, what: str, has_labels: Callable[[str], bool] | None = None
-) -> dict[str, list[str]]:
-    """The files of each split.
+) -> dict[str, list[Path]]:
+    """The paths of the files of each split.
 
     Args:
+        files: Their paths, relative to `root`.
         what: What these files are, for messages: "parquet files".
         has_labels: Whether a file of a test split has labels, so that it may stand in for a missing validation split.
 
@@ -99,7 +100,7 @@ def by_split(
                 f"{'train' if split == 'train' else 'val or validation'} in them, or lie in such a folder"
             )
         check_numbering(found[split], root)
-        splits[split] = found[split]
+        splits[split] = [root / file for file in found[split]]
     return splits
 
 

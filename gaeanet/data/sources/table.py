@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ class TableSource(Files):
     def __init__(self, location: str, tables: Mapping[str, Path], columns: Sequence[str] | None = None) -> None:
         self.location, self.notes = location, []
         self._root = tables["train"].parent
-        samples = Samples({split: [str(path)] for split, path in tables.items()})
+        samples = Samples({split: [path] for split, path in tables.items()})
         for path in dict.fromkeys(tables.values()):
             splits = [split for split in tables if tables[split] == path]
             self._read(path, samples, None if len(splits) == 2 else splits[0], columns)
@@ -72,7 +73,7 @@ class TableSource(Files):
         image, label, split_column = _columns(path, list(first.cells), columns, split is None)
         resolve = _Resolver(self._root, path.parent, split)
         missing, first_missing = 0, ""
-        for row in _chain(first, rows):
+        for row in chain([first], rows):
             where = f"{path}, line {row.line}"
             into = split
             if split_column is not None:
@@ -149,11 +150,6 @@ class _Resolver:
         return f"{self._beside} or its {', '.join(sorted(folder for folder in self._folders if folder))}"
 
 
-def _chain(first: _Row, rest: Iterable[_Row]) -> Iterator[_Row]:
-    yield first
-    yield from rest
-
-
 def _columns(
     path: Path, names: list[str], asked: Sequence[str] | None, needs_split: bool
 ) -> tuple[str, str, str | None]:
@@ -214,7 +210,7 @@ def _csv_rows(path: Path, delimiters: str) -> Iterator[_Row]:
     if not header.strip():
         raise RequestError(f"{path}, line 1: must name the columns, is empty")
     delimiter = max(delimiters, key=header.count)
-    reader = csv.reader(_chain_text(header, lines), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([header], (line for _, line in lines)), delimiter=delimiter, strict=True)
     names: list[str] = []
     try:
         for cells in reader:
@@ -230,12 +226,6 @@ def _csv_rows(path: Path, delimiters: str) -> Iterator[_Row]:
                 yield _Row(reader.line_num, dict(zip(names, cells)))
     except csv.Error as error:
         raise RequestError(f"{path}, line {reader.line_num}: not CSV: {reason(error)}") from None
-
-
-def _chain_text(header: str, lines: Iterable[tuple[int, str]]) -> Iterator[str]:
-    yield header
-    for _, line in lines:
-        yield line
 
 
 def _json_rows(path: Path) -> Iterator[_Row]:

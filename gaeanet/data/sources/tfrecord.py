@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gaeanet.data.formats import suffix_of
+from gaeanet.data.sources.catalog import WNID
 from gaeanet.data.sources.ranges import RangeSource
 from gaeanet.data.sources.samples import Label, Samples
 from gaeanet.data.sources.split_files import by_split, split_of
@@ -32,7 +33,6 @@ _IMAGES = (b"image/encoded", b"image")
 _LABELS = (b"image/class/label", b"label")
 _NAMES = (b"image/filename", b"file_name", b"filename")
 _SYNSET = b"image/class/synset"
-_WNID = re.compile(r"n\d{8}")
 _WANTED = {*_IMAGES, *_LABELS, *_NAMES, _SYNSET}
 
 Span = tuple[int, int]
@@ -51,8 +51,7 @@ def open_tfrecords(root: Path, files: list[str]) -> RangeSource:
         RequestError: One is missing, cut short or damaged, or its examples have no image or label, or contradict each
             other.
     """
-    splits = by_split(files, root, "TFRecords")
-    return TFRecordSource(str(root), {split: [root / file for file in names] for split, names in splits.items()})
+    return TFRecordSource(str(root), by_split(files, root, "TFRecords"))
 
 
 class TFRecordSource(RangeSource):
@@ -64,7 +63,7 @@ class TFRecordSource(RangeSource):
 
     def __init__(self, location: str, units: dict[str, list[Path]]) -> None:
         folder = units["train"][0].parent
-        samples = Samples({split: list(map(str, paths)) for split, paths in units.items()}, _class_names(folder))
+        samples = Samples(units, _class_names(folder))
         expected = _expected(folder)
         self._crc = needed("google_crc32c", "tfrecord").value
         starts = {}
@@ -149,7 +148,7 @@ def _facts(
     synset = text(found.get(_SYNSET))
     if label is None and synset is None:
         raise RequestError(f"{where}: has no label (image/class/label, image/class/synset or label)")
-    if synset is not None and not _WNID.fullmatch(synset):
+    if synset is not None and not WNID.fullmatch(synset):
         raise RequestError(f"{where}: its synset must be a WordNet id, is {shown(shortened(synset))!r}")
     name = text(first(_NAMES)) or default + suffix_of(data[image[0] : image[0] + 8])
     return name, synset if label is None else label, synset, image

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,7 @@ def open_webdataset(root: Path, files: list[str]) -> RangeSource:
     Raises:
         RequestError: One is missing, cut short or damaged, or its samples have no labels or contradict each other.
     """
-    splits = by_split(files, root, "tar files")
-    units = {split: [root / file for file in names] for split, names in splits.items()}
+    units = by_split(files, root, "tar files")
     folders = sorted({(root / file).parent for file in files} | {root})
     tables = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     expected = _expected_samples(tables, {os.path.basename(file) for file in files})
@@ -45,7 +45,7 @@ def open_webdataset(root: Path, files: list[str]) -> RangeSource:
 
 
 def _read(root: Path, units: dict[str, list[Path]], expected: dict[str, int]) -> RangeSource:
-    samples = Samples({split: list(map(str, paths)) for split, paths in units.items()})
+    samples = Samples(units)
     others: list[str] = []
     for split, paths in units.items():
         for number, path in enumerate(paths):
@@ -64,7 +64,7 @@ def _read(root: Path, units: dict[str, list[Path]], expected: dict[str, int]) ->
 def _samples(path: Path, others: list[str]) -> Iterator[tuple[str, Label | None, Member]]:
     """Name, label and image of each sample of a shard; names of members that belong to no image go to `others`."""
     key, parts, seen = "", dict[str, tuple[Member, bytes]](), set[str]()
-    for member, content in _with_end(path):
+    for member, content in chain(_members(path), [(None, b"")]):
         match = _KEY.fullmatch(member.name) if member else None
         begin = match[1] if match else ""
         if parts and begin != key:
@@ -83,11 +83,6 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[str, Label | None,
         if extension in parts:
             raise RequestError(f"{path}: holds two members called {shown(member.name)}: write the shard again")
         parts[extension] = member, content
-
-
-def _with_end(path: Path) -> Iterator[tuple[Member | None, bytes]]:
-    yield from _members(path)
-    yield None, b""
 
 
 def _sample(

@@ -507,7 +507,7 @@ def test_mds_with_something_wrong_is_refused_by_name(place: Callable[[str], Path
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.text(max_size=8)), min_size=1, max_size=30))
 def test_samples_become_a_sorted_catalog_or_one_line(pairs: list[tuple[int, str]]) -> None:
-    samples = Samples({"train": ["a.tar"], "val": ["b.tar"]})
+    samples = Samples({"train": [Path("a.tar")], "val": [Path("b.tar")]})
     try:
         for number, (label, name) in enumerate(pairs):
             for split in ("train", "val"):
