@@ -4,7 +4,6 @@ Plain PyTorch in the same precision is the measure: a fused network may be 1.5 t
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from triton_cases import DEVICE, INTERPRETED, needs_triton_to_run
 
 cell_function = pytest.importorskip("gaeanet.models.cell_function")  # needs Triton
 from gaeanet.cells.genotype import Edge, Genotype  # noqa: E402
@@ -20,11 +20,7 @@ from gaeanet.models.fused import FusedCell, fuse, unfuse  # noqa: E402
 from gaeanet.models.network import Cell, CellNetwork  # noqa: E402
 from gaeanet.models.operations import ACTIVATIONS, SqueezeExcite  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = needs_triton_to_run
 NORMAL = ("skip_connect 1", "sep_conv_3x3 0", "dil_conv_5x5 2", "avg_pool_3x3 0", "max_pool_3x3 3", "skip_connect 2")
 REDUCE = ("max_pool_3x3 0", "skip_connect 1", "conv_7x1_1x7 0", "dil_conv_3x3 2")
 SMALL = ("dil_conv_3x3 0", "skip_connect 1")

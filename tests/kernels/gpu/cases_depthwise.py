@@ -1,22 +1,17 @@
 """The depthwise convolution's kernels against PyTorch in float64. Runs in Triton's interpreter, or on a GPU."""
 
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from triton_cases import DEVICE, DTYPES, needs_triton_to_run
 
 depthwise = pytest.importorskip("gaeanet.kernels.gpu.depthwise")  # needs Triton
 from gaeanet.kernels.gpu.maps import Size, as_map, rows  # noqa: E402
 from gaeanet.kernels.maps import Window  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+pytestmark = needs_triton_to_run
 MODULES = [nn.Identity(), nn.ReLU(), nn.SiLU(), nn.Hardswish()]
 
 CASES = [

@@ -1,20 +1,14 @@
 """Squeeze-and-excitation's kernels against PyTorch in float64. Runs in Triton's interpreter, or on a GPU."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor
+from triton_cases import DEVICE, DTYPES, needs_triton_to_run
 
 gate = pytest.importorskip("gaeanet.kernels.gpu.gate")  # needs Triton
 from gaeanet.kernels.gpu.maps import Size  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+pytestmark = needs_triton_to_run
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

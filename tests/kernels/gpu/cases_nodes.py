@@ -1,10 +1,9 @@
 """The kernels of a cell's states and of pooling against PyTorch in float64. In Triton's interpreter, or on a GPU."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
+from triton_cases import DEVICE, DTYPES, needs_triton_to_run
 
 nodes = pytest.importorskip("gaeanet.kernels.gpu.nodes")  # needs Triton
 from gaeanet.kernels.gpu import pooling  # noqa: E402
@@ -12,12 +11,7 @@ from gaeanet.kernels.gpu.batch_norm import Normalization, finish_backward  # noq
 from gaeanet.kernels.gpu.maps import Size, as_map, rows  # noqa: E402
 from gaeanet.kernels.gpu.nodes import Term  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
-DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+pytestmark = needs_triton_to_run
 MODULES: list[nn.Module] = [nn.Identity(), nn.ReLU(), nn.SiLU(), nn.Hardswish()]
 SIZE = Size(3, 7, 5)
 

@@ -1,20 +1,15 @@
 """The 1x1 convolution's kernels against PyTorch in float64. Runs in Triton's interpreter, or on a GPU."""
 
-import os
-
 import pytest
 import torch
 from torch import Tensor, nn
+from triton_cases import DEVICE, INTERPRETED, needs_triton_to_run
 
 pointwise = pytest.importorskip("gaeanet.kernels.gpu.pointwise")  # needs Triton
 from gaeanet.kernels.gpu import batch_norm  # noqa: E402
 from gaeanet.kernels.gpu.maps import Size, as_map, rows  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(), reason="needs TRITON_INTERPRET=1 or a GPU"
-)
-DEVICE = "cpu" if INTERPRETED else "cuda"
+pytestmark = needs_triton_to_run
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16  # tensor cores round float32, which no network uses here
 MODULES = [nn.Identity(), nn.ReLU(), nn.SiLU(), nn.Hardswish()]
 
