@@ -155,9 +155,12 @@ def measure(kind: str, location: str, root: Path, workers: int) -> None:
     first = time.monotonic() - begin
     pids = [child.pid for child in multiprocessing.active_children() if child.pid not in before and child.pid]
     (pss, uss), each = memory(os.getpid()), [memory(pid) for pid in pids]
-    shares, own = (float(np.mean([one[k] for one in each])) for k in (0, 1))
+    proportional, own = (float(np.mean([one[k] for one in each])) for k in (0, 1))
     line += f", first batch of {BATCH} after {first:4.1f} s with {len(each)} workers"
-    print(f"{line}; memory PSS / USS: main {pss:.0f} / {uss:.0f} MB, a worker {shares:.0f} / {own:.0f} MB", flush=True)
+    print(
+        f"{line}; memory PSS / USS: main {pss:.0f} / {uss:.0f} MB, a worker {proportional:.0f} / {own:.0f} MB",
+        flush=True,
+    )
 
 
 NETWORK = {"num_classes": CLASSES, "init_channels": 4, "layers": 3, "global_batch_size": BATCH, "epochs": 1}

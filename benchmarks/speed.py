@@ -51,7 +51,7 @@ DEVICE = torch.device("cuda" if "--gpu" in sys.argv else "cpu")
 if DEVICE.type == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a run computes on a GPU where it finds one
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}
-"""Of a step's logits, as a share of their norm: convolutions on GPUs may compute in TF32."""
+"""Of a step's logits, as a fraction of their norm: convolutions on GPUs may compute in TF32."""
 
 WAYS = ("plain", "gaeanet")
 PARTS = ("step", "memory", "input", "end-to-end", "inference")

@@ -8,7 +8,7 @@
         ├── Preempted   0   stopped by a cluster, which knows of the saved state and starts the run again from it
         └── Ended       0   ended by a cluster's search, which has seen enough of it; its state is saved
 
-Every message is one line that says what was wrong, where (key, path or object) and what to do. The command line
+Every message is one line: what was wrong, where (key, path or object) and what to do. The command line
 prints it without a traceback; library users catch `GaeanetError`.
 """
 
@@ -52,7 +52,7 @@ class Stopped(GaeanetError):
 
 
 class Preempted(Stopped):
-    """A cluster took the run's place back; to the cluster, a run that ends well is one that can go on."""
+    """A cluster preempted the run; to the cluster, a run that exits 0 is one that can continue."""
 
     exit_code = 0
 
@@ -64,7 +64,7 @@ class Ended(Stopped):
 
 
 def reason(error: BaseException) -> str:
-    """Why another library's call failed, in a few lower-case words without a final stop.
+    """Why another library's call failed, short, in lower case and without a final stop.
 
     Where a file may not be read or written, also whose it is, or the directory above it that may not be entered.
     """
@@ -79,22 +79,22 @@ def _whose(path: str) -> str:
     """Owner and mode of a file, or of the nearest directory above it that can be looked at."""
     import pwd  # not on Windows, which is refused in one line
 
-    for place in (path, *map(str, pathlib.PurePath(path).parents)):
+    for candidate in (path, *map(str, pathlib.PurePath(path).parents)):
         try:
-            status = os.stat(place)
+            status = os.stat(candidate)
         except OSError:
             continue
         try:
             owner = pwd.getpwuid(status.st_uid).pw_name
         except KeyError:
             owner = f"user {status.st_uid}"
-        which = "it" if place == path else place
+        which = "it" if candidate == path else candidate
         return f" ({which} belongs to {owner}, mode {stat.S_IMODE(status.st_mode):o})"
     return ""
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things as messages say it: `1 class`, `1,200 classes`."""
+    """A number of things as messages have it: `1 class`, `1,200 classes`."""
     plural = "es" if noun.endswith(("s", "tch")) else "s"
     return f"{number:,} {noun}{plural * (number != 1)}"
 

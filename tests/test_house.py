@@ -39,7 +39,7 @@ FREE_OF_TORCH = (
 )
 FREE_OF_TORCH += (
     "runtime.host",
-    "runtime.place",
+    "runtime.ranks",
     "runtime.slurm",
     "runtime.load",
     "runtime.files",

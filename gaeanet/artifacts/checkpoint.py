@@ -85,7 +85,7 @@ def write(final: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
 def point(folder: Path, name: str, target: Path) -> None:
     """Makes the link `folder/name` (`latest`, `best`) lead to a checkpoint beside it, in one step.
 
-    Some network and object-store file systems have no links: there it does nothing, for checkpoints say themselves
+    Some network and object-store file systems have no links: there it does nothing, for checkpoints record themselves
     which is the newest and which the best.
     """
     draft = folder / f".{name}.{os.getpid()}"
@@ -104,9 +104,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def prune(folder: Path, keep_latest: int, keep: Iterable[int] = ()) -> None:
     """Removes all but the newest checkpoints and those of the steps to keep, and what a killed process left over."""
-    kept = {name_of(step) for step in keep}
+    kept_names = {name_of(step) for step in keep}
     for path in checkpoints(folder)[: -keep_latest or None]:
-        if path.name not in kept:
+        if path.name not in kept_names:
             shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".step-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -29,7 +29,7 @@ _LONGEST_LOG = 1_000_000_000
 
 
 def run_dir_of(name: str) -> Path:
-    """Where the run of an experiment of this name is kept unless the command line says otherwise: `runs/<name>`.
+    """Where the run of an experiment of this name is unless the command line names another: `runs/<name>`.
 
     Raises:
         RequestError: The name leads out of runs/.
@@ -38,7 +38,7 @@ def run_dir_of(name: str) -> Path:
         return inside(Path("runs"), name)
     except RequestError:
         raise RequestError(
-            f"name: {shown(name)!r} leads out of runs/: change the experiment's name, or say with --run-dir where the "
+            f"name: {shown(name)!r} leads out of runs/: change the experiment's name, or name with --run-dir where the "
             "run goes"
         ) from None
 
@@ -97,24 +97,24 @@ def _refused(run_dir: Path, what: str, error: OSError) -> RequestError:
 def checkpoint_to_continue(path: Path) -> Path:
     """The checkpoint directory that `path` is, or the newest of the run that `path` is; `RequestError` if neither."""
     newest = sorted((path / CHECKPOINTS).glob("step-*"))[-1:]  # where there are no links
-    for place in (path, path / CHECKPOINTS / "latest", *newest):
-        if is_file(place / MANIFEST):
-            return place.resolve()
+    for candidate in (path, path / CHECKPOINTS / "latest", *newest):
+        if is_file(candidate / MANIFEST):
+            return candidate.resolve()
     raise RequestError(f"--continue-from {path}: neither a checkpoint (no manifest.json) nor a run with one")
 
 
 def log_beside(checkpoint: Path) -> Path | None:
     """The log of a checkpoint's run, where it is known: in it (it comes from a cluster), or in its run directory."""
-    places = [checkpoint / METRICS]
+    candidates = [checkpoint / METRICS]
     if checkpoint.parent.name == CHECKPOINTS:
-        places.append(checkpoint.parent.parent / METRICS)
-    return next((place for place in places if is_file(place)), None)
+        candidates.append(checkpoint.parent.parent / METRICS)
+    return next((candidate for candidate in candidates if is_file(candidate)), None)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a killed process left half-written is dropped.
 
-    Numbers that were not finite, for which JSON has no word but null, are NaN.
+    Numbers that were not finite, which JSON writes as null, are NaN.
 
     Raises:
         RequestError: It cannot be read, or another line is not what a run writes.

@@ -102,7 +102,7 @@ def _difference(network: nn.Module, check: Any, trained: Trained, batch: int) ->
 
 
 def _metadata(trained: Trained, form: str, kind: str, folded: int) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The file's metadata."""
     state = {
         key: trained.state.get(key)
         for key in ("hyperparameters", "classes", "class_names", "data", "lineage", "batches", "best", "world_size")
@@ -116,13 +116,13 @@ def _metadata(trained: Trained, form: str, kind: str, folded: int) -> dict[str, 
         "source_digest": trained.digests[kind][1] if kind in trained.digests else None,
         "preprocessing": preprocessing(trained),
         "names": list(trained.display_names),
-        "state": {**state, "imported_from": trained.state.get("imported_from"), "crop_share": trained.crop_share},
+        "state": {**state, "imported_from": trained.state.get("imported_from"), "crop_share": trained.crop_fraction},
     }
 
 
 def preprocessing(trained: Trained) -> dict[str, Any]:
     """How an image becomes the network's input, in plain values; mean and deviation are of pixels in 0..1."""
-    transform = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
+    transform = ValidationTransform(trained.hyperparameters.image_size, trained.crop_fraction)
     return {
         "resize_shorter_side": transform.resize,
         "center_crop": transform.size,
@@ -133,12 +133,12 @@ def preprocessing(trained: Trained) -> dict[str, Any]:
     }
 
 
-def timm_crop_share(size: int, resize: int) -> float:
+def timm_crop_pct(size: int, resize: int) -> float:
     """Timm's `crop_pct` for which it resizes to exactly `resize`: it takes floor(size / crop_pct)."""
-    share = size / resize
-    while math.floor(size / share) < resize:
-        share = math.nextafter(share, 0)
-    return share
+    fraction = size / resize
+    while math.floor(size / fraction) < resize:
+        fraction = math.nextafter(fraction, 0)
+    return fraction
 
 
 def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, Any]) -> Any:
@@ -167,7 +167,7 @@ def _timm(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
             "input_size": [3, hp.image_size, hp.image_size],
             "fixed_input_size": False,
             "interpolation": "bilinear",
-            "crop_pct": timm_crop_share(how["center_crop"], how["resize_shorter_side"]),
+            "crop_pct": timm_crop_pct(how["center_crop"], how["resize_shorter_side"]),
             "crop_mode": "center",
             "mean": how["mean"],
             "std": how["std"],

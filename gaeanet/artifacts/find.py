@@ -39,7 +39,7 @@ _WEIGHTS = frozenset({".pt", ".pth", ".tar", ".bin", ".ckpt", ".safetensors"})
 
 @dataclass(frozen=True)
 class Trained:
-    """What was found, and what is known of it without reading its weights.
+    """A trained network, and what is known of it without reading its weights.
 
     Attributes:
         path: The checkpoint or exported directory, or the file of weights.
@@ -74,7 +74,7 @@ class Trained:
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The class table: a class's number is its place; None for weights that came without one."""
+        """The class table: a class's number is its index; None for weights that came without one."""
         table = self.state.get("classes")
         return None if table is None else tuple(table)
 
@@ -93,8 +93,8 @@ class Trained:
         return int(settings.get("num_workers_val", 2))
 
     @property
-    def crop_share(self) -> float:
-        """Share of the resized image that the validation crop shows."""
+    def crop_fraction(self) -> float:
+        """Fraction of the resized image that the validation crop shows."""
         return float(self.state.get("crop_share", 0.875))
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
@@ -170,9 +170,9 @@ def find(reference: str | Path) -> Trained:
 
 def _in_directory(path: Path) -> Trained:
     folders = (path, path / CHECKPOINTS, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest")
-    for place in (*folders, path / "best", path / "latest"):
-        if is_file(place / MANIFEST):
-            return _of_checkpoint(place)
+    for folder in (*folders, path / "best", path / "latest"):
+        if is_file(folder / MANIFEST):
+            return _of_checkpoint(folder)
     if _is_export(path):
         return _of_export(path)
     # Copied from elsewhere, or on a file system without links, checkpoints have lost the names beside them.
@@ -192,25 +192,25 @@ def _best(checkpoints: list[Path]) -> Path:
     return next((path for path in checkpoints if path.name in names), newest)
 
 
-def _of_checkpoint(place: Path) -> Trained:
-    place = place.resolve() if place.is_symlink() else place
-    manifest = checkpoint.read_manifest(place)
+def _of_checkpoint(path: Path) -> Trained:
+    path = path.resolve() if path.is_symlink() else path
+    manifest = checkpoint.read_manifest(path)
     state, files = manifest["state"], manifest["files"]
     if not isinstance(state, dict) or not isinstance(state.get("hyperparameters"), dict) or not isinstance(files, dict):
-        raise RequestError(f"{place}: its manifest.json holds no hyperparameters")
+        raise RequestError(f"{path}: its manifest.json holds no hyperparameters")
     if state["hyperparameters"].get("search") is not None:
         raise RequestError(
-            f"{place}: a supernet of a search, which is no network to use: train the cell that it found, with "
+            f"{path}: a supernet of a search, which is no network to use: train the cell that it found, with "
             "hyperparameters.genotype set to genotype.json of the search"
         )
     digests = {
-        kind: (place / f"{group}.safetensors", files[f"{group}.safetensors"])
+        kind: (path / f"{group}.safetensors", files[f"{group}.safetensors"])
         for kind, group in _KINDS.items()
         if f"{group}.safetensors" in files
     }
     if not digests:
-        raise RequestError(f"{place}: its manifest.json names no weights")
-    return Trained(place, _hyperparameters(state["hyperparameters"], place), state, digests)
+        raise RequestError(f"{path}: its manifest.json names no weights")
+    return Trained(path, _hyperparameters(state["hyperparameters"], path), state, digests)
 
 
 def _is_export(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """Weights from elsewhere: state dicts in the naming of the DARTS family, made into checkpoints of this project.
 
 What a state dict shows is read from it: width, depth, classes, stem, squeeze-excite, tower. Which cell it is shows only
-in part, since names and shapes tell operations with weights but neither pools from identities nor where an edge comes
+in part, since names and shapes show operations with weights but neither pools from identities nor where an edge comes
 from; so the cells of the zoo are tried, and the one that fits in every name and shape is taken if it is the only one.
 """
 
@@ -114,11 +114,11 @@ def recognise(
     width = _size(weights, "stem0.0.weight", 4, origin) // 3 if small else _size(weights, "stem0.3.weight", 4, origin)
     if not small:
         _size(weights, "stem1.1.weight", 4, origin)
-    found = {match[1] for name in weights if (match := re.match(r"cells\.(\d+)\.", name))}
-    numbers = sorted(int(number) for number in found if len(number) < 9)
-    if len(numbers) < len(found) or numbers != list(range(len(numbers))) or not 0 < len(numbers) <= MOST_CELLS:
+    indices = {match[1] for name in weights if (match := re.match(r"cells\.(\d+)\.", name))}
+    numbers = sorted(int(number) for number in indices if len(number) < 9)
+    if len(numbers) < len(indices) or numbers != list(range(len(numbers))) or not 0 < len(numbers) <= MOST_CELLS:
         missing = next((n for n in range(len(numbers)) if n not in numbers), len(numbers))
-        which = f"more than {MOST_CELLS} cells" if len(found) > MOST_CELLS else f"no cells.{missing}..."
+        which = f"more than {MOST_CELLS} cells" if len(indices) > MOST_CELLS else f"no cells.{missing}..."
         raise RequestError(f"{origin}: {which}: not a network of the DARTS family")
     if odd := next((name for name, tensor in weights.items() if tensor.numel() == 0), None):
         raise RequestError(f"{origin}: {shown(odd)} is empty")
@@ -144,7 +144,7 @@ def recognise(
     if genotype:
         raise RequestError(f"{origin}: not the cell {genotype}: {faults[genotype]}")
     if fitting:
-        raise RequestError(f"{origin}: its names and shapes fit {' and '.join(fitting)}: say which with --genotype")
+        raise RequestError(f"{origin}: its names and shapes fit {' and '.join(fitting)}: name one with --genotype")
     raise RequestError(f"{origin}: no published cell has its names and shapes: give the cell with --genotype")
 
 
@@ -165,7 +165,7 @@ def _hyperparameters(origin: str, **values: Any) -> Hyperparameters:
 
 
 def _misfit(weights: Mapping[str, Tensor], seen: Network, cell: Genotype) -> str | None:
-    """What speaks against these weights being of this cell; None if every name and shape agrees."""
+    """Why these weights are not of this cell; None if every name and shape agrees."""
     with torch.device("meta"):
         network = _network(seen, cell)
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -190,7 +190,7 @@ def import_weights(
 ) -> Hyperparameters:
     """Makes the checkpoint directory `destination` from the weights in the file `source`.
 
-    Every tensor is taken over, under the same name without prefixes.
+    Every tensor is loaded, under the same name without prefixes.
 
     Raises:
         RequestError: See `read_weights` and `recognise`; or the destination exists.

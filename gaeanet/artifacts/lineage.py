@@ -1,6 +1,6 @@
 """Where a file came from: program, configuration, data, seeds and the checkpoint it started from. Needs no torch.
 
-Every checkpoint and export carries this, its parents' included, so that the whole chain is told by the file alone.
+Every checkpoint and export carries this, its parents' included, so that the file alone has the whole chain.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def lineage_of(state: Mapping[str, Any], seed: int, parent: Lineage | None) -> Lineage:
-    """What a checkpoint says of its own origin, in plain values.
+    """What a checkpoint records of its own origin, in plain values.
 
     Args:
         state: The checkpoint's other values: data and versions.
@@ -59,7 +59,7 @@ def lineage_of(state: Mapping[str, Any], seed: int, parent: Lineage | None) -> L
 
 
 def parent_of(path: Path, kind: str, digest: str | None, state: Mapping[str, Any]) -> Lineage:
-    """What a child says of the checkpoint it started from: where it was, which weights, and their own chain."""
+    """What a child records of the checkpoint it started from: where it was, which weights, and their own chain."""
     return {
         "path": str(path.absolute()),
         "weights": kind,
@@ -73,7 +73,7 @@ def parent_of(path: Path, kind: str, digest: str | None, state: Mapping[str, Any
 
 
 def chain(metadata: Mapping[str, Any]) -> Iterator[str]:
-    """The chain in words, a line each, from the file back to the first weights."""
+    """The chain as text, a line each, from the file back to the first weights."""
     state = metadata["state"]
     if metadata.get("format") not in (None, "checkpoint"):
         folded = ", batch norm folded" if metadata.get("folded") else ""

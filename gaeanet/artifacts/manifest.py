@@ -1,6 +1,6 @@
 """A checkpoint's manifest: covered by a digest of its own, and of the types and ranges that a run writes.
 
-The digest tells damage. It does not tell who wrote it, and older checkpoints have none, so every value is looked at
+The digest reveals damage. It does not show who wrote it, and older checkpoints have none, so every value is looked at
 too.
 """
 
@@ -80,7 +80,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MOST
 
 
-def _is_share(value: Any) -> bool:
+def _is_fraction(value: Any) -> bool:
     return type(value) in (int, float) and 0 < value <= 1
 
 
@@ -141,7 +141,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _is_lineage(value: Any) -> bool:
-    """A chain of parents, each with the values that `lineage.chain` puts into words."""
+    """A chain of parents, each with the values that `lineage.chain` prints."""
     while value is not None:
         if not isinstance(value, dict) or not _is_data(value.get("data") or {}):
             return False
@@ -174,8 +174,8 @@ _STATE: Rules = {
     "validated_at": _COUNT,
     "settled": _COUNT,
     "world_size": (lambda value: _is_count(value) and value > 0, "a whole number from 1"),
-    "rate_scale": (_is_share, "a number above 0, at most 1"),
-    "crop_share": (_is_share, "a number above 0, at most 1"),
+    "rate_scale": (_is_fraction, "a number above 0, at most 1"),
+    "crop_share": (_is_fraction, "a number above 0, at most 1"),
     "best": (_or_nothing(_are_best), "a list of validations"),
     "scaler": (_is_scaler, "a block of numbers"),
     "hyperparameters": (_is_block, "a block"),

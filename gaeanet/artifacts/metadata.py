@@ -14,7 +14,7 @@ from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.files import is_directory, is_file, read_json
 
 METADATA = "gaeanet"
-"""Under this name an ONNX file's metadata and a torch.export program's extra files hold what gaeanet says of them."""
+"""Under this name an ONNX file's metadata and a torch.export program's extra files hold gaeanet's metadata."""
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""Starting from a trained network: what is taken over, what starts anew, what stays as it is, who learns how fast.
+"""Starting from a trained network: what is loaded, what starts anew, what stays as it is, who learns how fast.
 
-`read_start` needs no torch, so that a checkpoint that does not fit is refused at once.
+`read_start` needs no torch, so that a checkpoint that does not fit is refused before torch is loaded.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TOWER = "auxiliary_head."
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint that a run starts from, found fit for it.
+    """A checkpoint that a run starts from, checked against it.
 
     Attributes:
         kind: Which of its weights, `raw` or `ema`.
         new_head: Whether the classifiers start anew.
-        why: Why they do, or why they need not, in words.
+        why: Why they do, or why they need not, as text.
     """
 
     trained: Trained
@@ -44,12 +44,12 @@ class Start:
 
     @property
     def parent(self) -> Lineage:
-        """What the run's checkpoints say of this one."""
+        """What the run's checkpoints record of this one."""
         digest = self.trained.digests[self.kind][1] if self.kind in self.trained.digests else None
         return parent_of(self.trained.path, self.kind, digest, self.trained.state)
 
     def weights_for(self, network: CellNetwork) -> tuple[dict[str, Tensor], list[str]]:
-        """The state dict to load into `network`, and what to say about it, in sentences.
+        """The state dict to load into `network`, and messages about it, one sentence each.
 
         Raises:
             RequestError: Anything but the heads differs in name or shape.
@@ -71,12 +71,12 @@ class Start:
                 continue
             raise RequestError(f"hyperparameters.init_checkpoint: {self.trained.path} {fault}")
         taken = {name: value for name, value in given.items() if name in expected and name not in anew}
-        words = [f"starts from {self.trained.path}, {self.kind} weights ({self.why})"]
+        messages = [f"starts from {self.trained.path}, {self.kind} weights ({self.why})"]
         if anew:
-            words.append(f"starts anew: {', '.join(sorted(anew))}; everything else is taken over")
+            messages.append(f"starts anew: {', '.join(sorted(anew))}; everything else is loaded")
         if tower_ends and not tower_is_new:
-            words.append("the checkpoint's auxiliary tower is left out")
-        return {**expected, **taken}, words
+            messages.append("the checkpoint's auxiliary tower is left out")
+        return {**expected, **taken}, messages
 
 
 def read_start(hp: Hyperparameters, classes: Sequence[str]) -> Start | None:

@@ -72,7 +72,7 @@ class Findings:
         memory: None where the system does not report it.
     """
 
-    images_at_once: int
+    micro_batch: int
     seconds: dict[str, float] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     validation_start: float = 0.0
@@ -194,7 +194,7 @@ class Bench:
         steps = Steps(self.state.learner, self.hp, images, self.source.catalog.train.labels)
         prepared = needed_bytes(self.experiment, 1, 1) if self.device.type == "cpu" else 0
         seconds = self.budget * BUDGET["step"]
-        self.findings.memory = steps.grow(self.findings.images_at_once, self.largest, prepared, seconds / 2)
+        self.findings.memory = steps.grow(self.findings.micro_batch, self.largest, prepared, seconds / 2)
         stages, total = steps.time(seconds / 2)
         count, batch = steps.count, self.hp.global_batch_size
         for stage in STEP[:-1]:
@@ -206,7 +206,7 @@ class Bench:
     def _other_ways(self, images: Sequence[Tensor]) -> dict[str, float]:
         """Images/s of a step by the other values of `compile`; those that do not work here are left out."""
         others = [way for way in WAYS.get(self.device.type, ()) if way != self.hp.compile]
-        found = {}
+        rates = {}
         for way in others:
             self.log(f"a step with compile: {str(way).lower()}")
             hp = self.hp.model_copy(update={"compile": way})
@@ -217,8 +217,8 @@ class Bench:
                 took = steps.time_whole(self.budget * BUDGET["other ways"] / len(others))
             except (RequestError, torch.OutOfMemoryError):
                 continue
-            found[str(way).lower()] = steps.count / took
-        return found
+            rates[str(way).lower()] = steps.count / took
+        return rates
 
     def _checkpoint(self, beside: Path) -> None:
         self.log("checkpoint")

@@ -42,7 +42,7 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
         stages[stage] = {
             "seconds_per_image": per_image,
             "images_per_second": 1 / per_image,
-            "share": min(1.0, busy / run),
+            "fraction": min(1.0, busy / run),
             "images_measured": findings.images.get(stage, 0),
         }
     bottleneck = _bottleneck(whole)
@@ -55,7 +55,7 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
         "cores_busy_elsewhere": busy_elsewhere(),
         "training_images": len(catalog.train),
         "global_batch_size": hp.global_batch_size,
-        "images_at_once": findings.images_at_once,
+        "micro_batch": findings.micro_batch,
         "stages": stages,
         "bottleneck": {"stage": bottleneck, "remedy": _remedy(bottleneck, experiment, source, findings)},
         "memory": _memory(findings),
@@ -131,9 +131,9 @@ def _memory(findings: Findings) -> dict[str, Any] | None:
         "bytes_per_image": memory.per_image,
         "peak": memory.peak,
         "prepared_batches": memory.prepared,
-        "room": memory.available,
-        "head_room": memory.available - memory.peak - memory.prepared,
-        "images_at_once_that_fit": memory.fits,
+        "available": memory.available,
+        "headroom": memory.available - memory.peak - memory.prepared,
+        "micro_batch_that_fits": memory.fits,
     }
 
 
@@ -156,7 +156,11 @@ def to_text(facts: dict[str, Any]) -> str:
         if stage in ("reading", "transfer", "end to end"):
             rows.append([])
         name = "reading (generated)" if stage == "reading" and facts["generated"] else _NAMES.get(stage, stage)
-        cells = _time(timing["seconds_per_image"]), _rate(timing["images_per_second"]), f"{100 * timing['share']:.0f} %"
+        cells = (
+            _time(timing["seconds_per_image"]),
+            _rate(timing["images_per_second"]),
+            f"{100 * timing['fraction']:.0f} %",
+        )
         rows.append([name, *cells])
     lines += table_lines(["stage", "an image", "images/s", "busy"], rows, right=(1, 2, 3))
     run, bottleneck = facts["run"], facts["bottleneck"]
@@ -194,13 +198,14 @@ def _memory_text(facts: dict[str, Any]) -> str:
     memory = facts["memory"]
     if memory is None:
         return "not to be measured on this system"
-    micro_batch, sizes = facts["images_at_once"], list(memory["measured"])
+    micro_batch, sizes = facts["micro_batch"], list(memory["measured"])
     how = "measured" if str(micro_batch) in sizes else f"estimated from {' and '.join(sizes)}"
     waiting = f" and {_size(memory['prepared_batches'])} of prefetched batches" if memory["prepared_batches"] else ""
-    text = f"{_size(memory['peak'])} for a micro-batch of {micro_batch:,} ({how}){waiting}, of {_size(memory['room'])}"
-    fit = memory["images_at_once_that_fit"]
-    if memory["head_room"] >= 0:
-        return f"{text}: {_size(memory['head_room'])} headroom; a micro-batch of about {fit:,} would fit"
+    available = _size(memory["available"])
+    text = f"{_size(memory['peak'])} for a micro-batch of {micro_batch:,} ({how}){waiting}, of {available}"
+    fit = memory["micro_batch_that_fits"]
+    if memory["headroom"] >= 0:
+        return f"{text}: {_size(memory['headroom'])} headroom; a micro-batch of about {fit:,} would fit"
     if fit:
         return f"{text}: too little; set hyperparameters.max_batch_per_slot to {fit:,} or less"
     return f"{text}: too little for a micro-batch of two: lower data.num_workers_train or the network's size"

@@ -79,7 +79,7 @@ class Genotype:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that tell this genotype from any other, whatever it is called."""
+        """Twelve hexadecimal digits that identify this genotype, whatever it is called."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
 

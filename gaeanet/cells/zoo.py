@@ -29,8 +29,8 @@ class PublishedCell:
 
 def _cell(edges: str, concat: tuple[int, ...]) -> tuple[tuple[Edge, ...], tuple[int, ...]]:
     """Reads the zoo's notation: `operation input operation input | ...`, a node between bars."""
-    words = edges.replace("|", " ").split()
-    return tuple(Edge(operation, int(source)) for operation, source in zip(words[::2], words[1::2])), concat
+    tokens = edges.replace("|", " ").split()
+    return tuple(Edge(operation, int(source)) for operation, source in zip(tokens[::2], tokens[1::2])), concat
 
 
 def _genotype(

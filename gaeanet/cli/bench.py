@@ -12,7 +12,7 @@ from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError
 from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.imports import importing
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.config.experiment import load_experiment
         from gaeanet.data.sources.open import open_source
 
-    if is_trial() or place().meeting is not None:
+    if is_trial() or ranks().init_method is not None:
         raise RequestError("bench: measures one process; start it directly, not with torchrun or on a cluster")
     if not arguments.seconds >= 1:
         raise RequestError(f"--seconds {arguments.seconds:g}: must be 1 or more")

@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("destination", metavar="DESTINATION", type=as_path, nargs="?", help="directory to write to")
     command.add_argument("--shards", action="store_true", help="write tar shards with an index, not class folders")
     command.add_argument(
-        "--columns", metavar="IMAGE,LABEL[,SPLIT]", help="columns of a table, where their names do not tell"
+        "--columns", metavar="IMAGE,LABEL[,SPLIT]", help="columns of a table, where their names do not show it"
     )
     command.add_argument("--link", action="store_true", help="link image files instead of copying them")
     command.add_argument("--verify", action="store_true", help="decode every image and report what is odd")

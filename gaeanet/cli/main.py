@@ -19,7 +19,7 @@ from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
 from gaeanet.runtime.names import shown
 from gaeanet.runtime.output import open_standard_streams
-from gaeanet.runtime.place import Place, place
+from gaeanet.runtime.ranks import Ranks, ranks
 
 
 def _parser() -> Parser:
@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(error: GaeanetError) -> int:
     """Prints an error; where several processes refuse or stop alike, only the first on each machine prints."""
     try:
-        here = place()
+        here = ranks()
     except RequestError:  # that is what is being reported
-        here = Place()
+        here = Ranks()
     if not isinstance(error, RunError) and here.local_rank != 0:
         if error.exit_code:
             time.sleep(3)  # the launcher ends all when one has failed: let the first one print before

@@ -26,7 +26,7 @@ def as_path(text: str) -> Path:
 
 
 def as_name(text: str) -> str:
-    """The type of an argument that names a place, on this machine or elsewhere."""
+    """The type of an argument that names a path or a URL."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(
             "is empty: is a variable unset?" if not text.strip() else "has a null byte, which no name has"

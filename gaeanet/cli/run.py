@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gaeanet.cli.parser import add_changes, add_command, as_name, as_path
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
@@ -60,7 +60,7 @@ def start(
         from gaeanet.runs.lock import owned
         from gaeanet.runs.trackers import factory_of
 
-    here = place()
+    here = ranks()
     for name in experiment.hyperparameters.track:
         factory_of(name)
     run_dir = run_dir or run_dir_of(experiment.name)
@@ -70,9 +70,9 @@ def start(
         with _refused_together():
             source = open_source(experiment)
             if job == "search":
-                from gaeanet.data.sources.splits import image_shares
+                from gaeanet.data.sources.splits import search_splits
 
-                image_shares(source, experiment.hyperparameters)
+                search_splits(source, experiment.hyperparameters)
             # Launchers restart a run with the same arguments: what is in its directory is then its own.
             if here.rank == 0 and not is_trial():
                 resume = resume or here.restarted
@@ -105,7 +105,7 @@ def _refused_together() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        if place().world_size > 1:
+        if ranks().world_size > 1:
             with importing(torch=True):
                 from gaeanet.runtime.processes import report_refusal
 

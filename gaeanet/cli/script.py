@@ -99,7 +99,7 @@ def evaluate(trained: AnyPath | Trained, *, data: str | None = None, weights: We
         RequestError: There is no such network, or no data that fits it.
         RunError: An image does not decode.
     """
-    trained = _found(trained)
+    trained = _trained(trained)
     kinds = trained.kinds if weights is None else [trained.kind(weights)]
     source, notes = open_evaluation_data(trained.state, trained.hyperparameters, data, False, False)
     with importing(torch=True):
@@ -134,7 +134,7 @@ def predict(
     Raises:
         RequestError: There is no such network or image.
     """
-    trained = _found(trained)
+    trained = _trained(trained)
     kind = trained.kind(weights)
     paths = [os.fspath(path) for path in ([images] if isinstance(images, (str, os.PathLike)) else images)]
     check_images(paths, top, batch_size)
@@ -168,7 +168,7 @@ def export(
         RequestError: The destination exists, or a package that the form needs is missing.
         RunError: The export does not give the network's outputs, or cannot be written; nothing is left behind.
     """
-    trained, path = _found(trained), Path(destination)
+    trained, path = _trained(trained), Path(destination)
     kind = trained.kind(weights)
     check_export(path, form, fold_batchnorm)
     with importing(torch=True):
@@ -178,6 +178,6 @@ def export(
     return path
 
 
-def _found(trained: AnyPath | Trained) -> Trained:
+def _trained(trained: AnyPath | Trained) -> Trained:
     check_platform()
     return trained if isinstance(trained, Trained) else find(os.fspath(trained))

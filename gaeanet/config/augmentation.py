@@ -28,7 +28,7 @@ class Augmentation(Length, Seeded):
     randaugment: bool = False
     """RandAugment (Cubuk et al. 2020), in its place."""
     cutout: bool = False
-    """A square of the mean colour at a random place (DeVries & Taylor 2017)."""
+    """A square of the mean colour at a random position (DeVries & Taylor 2017)."""
     cutout_length: int = Field(16, ge=1, le=MOST_PIXELS)
     """Side of that square in pixels."""
     random_erasing: float = Field(0.0, ge=0, le=1)

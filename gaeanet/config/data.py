@@ -39,7 +39,7 @@ class Data(Block):
     @classmethod
     def _names_something(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or re.fullmatch(r"<.*>", value.strip())):
-            raise ValueError(f"is {value!r}: name a place to read from; null (and only null) asks for generated images")
+            raise ValueError(f"is {value!r}: name a location; null (and only null) asks for generated images")
         return value
 
     @field_validator("cache_size")
@@ -50,7 +50,7 @@ class Data(Block):
         return value
 
     @model_validator(mode="after")
-    def _one_place(self) -> Data:
+    def _one_location(self) -> Data:
         if self.bucket_name is not None and self.location is not None:
             raise ValueError(
                 "bucket_name and location are both set: keep one (bucket_name is short for gs://<it>/imagenet)"

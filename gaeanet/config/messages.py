@@ -14,7 +14,7 @@ from gaeanet.runtime.names import shortened
 
 
 def one_line(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """The first fault in words: which key, what it must be, what it is."""
+    """The first fault as text: which key, what it must be, what it is."""
     first = error.errors(include_url=False)[0]
     path = [str(part) for part in first["loc"]]
     while path and (inner := _block(model, path[0])):

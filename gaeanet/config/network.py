@@ -23,7 +23,7 @@ class Network(Seeded):
     genotype: str | dict[str, Any] = "gaea-imagenet"
     """The cell: a name from the zoo, a file, a Genotype(...) text or its four lists."""
     num_classes: int = Field(1000, ge=2, le=1_000_000)
-    """Classes that it tells apart: those of the data."""
+    """Classes that it distinguishes: those of the data."""
     init_channels: int = Field(48, ge=2, le=4096, multiple_of=2)
     """Width of the first cells' nodes."""
     layers: int = Field(14, ge=1, le=200)

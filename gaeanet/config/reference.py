@@ -65,12 +65,12 @@ def _docstrings(block: type[Block]) -> dict[str, str]:
     """The fields that a class itself defines, in order, and the docstring under each."""
     [definition] = ast.parse(textwrap.dedent(inspect.getsource(block))).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    docstrings = {}
     for statement, following in zip(definition.body, definition.body[1:]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             assert isinstance(following, ast.Expr), f"{block.__name__}.{statement.target.id} has no docstring"
-            found[statement.target.id] = inspect.cleandoc(ast.literal_eval(following.value))
-    return found
+            docstrings[statement.target.id] = inspect.cleandoc(ast.literal_eval(following.value))
+    return docstrings
 
 
 def _default(field: FieldInfo) -> str:

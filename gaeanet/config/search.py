@@ -37,13 +37,13 @@ class Search(Block):
     def _fractions_fit(self) -> Search:
         if self.level == "single" and self.architecture_share is not None:
             raise ValueError("architecture_share goes with level bilevel: with single, the weights' images serve both")
-        if self.level == "bilevel" and sum(self.shares) > 1 + 1e-9:
-            weights, architecture = self.shares
+        if self.level == "bilevel" and sum(self.fractions) > 1 + 1e-9:
+            weights, architecture = self.fractions
             raise ValueError(f"weights_share {weights:g} and architecture_share {architecture:g} exceed 1 together")
         return self
 
     @property
-    def shares(self) -> tuple[float, float]:
+    def fractions(self) -> tuple[float, float]:
         """Fractions of the images for weights and for the architecture; with level single the second is 0."""
         if self.level == "single":
             return (1.0 if self.weights_share is None else self.weights_share), 0.0

@@ -18,7 +18,7 @@ meets bytes from anywhere.
 """
 
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-"""Names of files that are taken for images, whatever they turn out to hold; others are passed over with a note."""
+"""Names of files that are taken for images, whatever they turn out to hold; others are skipped with a note."""
 
 
 class Unreadable(NamedTuple):

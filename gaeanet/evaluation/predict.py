@@ -1,4 +1,4 @@
-"""`gaeanet predict`: what a trained network sees in images, in words or JSON lines."""
+"""`gaeanet predict`: what a trained network sees in images, as text or JSON lines."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ class Image(NamedTuple):
     fault: str = ""
 
 
-def images_of(places: Sequence[str]) -> Iterator[Image]:
-    """The images that the words of a command line name.
+def images_of(paths: Sequence[str]) -> Iterator[Image]:
+    """The images that arguments of a command line name.
 
     Args:
-        places: Files, directories (all images in and below them), or `-`: standard input, which holds either an image
+        paths: Files, directories (all images in and below them), or `-`: standard input, which holds either an image
             or the names of files, one a line.
 
     Raises:
-        RequestError: A place does not exist, or a directory holds no images.
+        RequestError: A path does not exist, or a directory holds no images.
     """
-    for place in places:
-        if place == "-":
+    for path in paths:
+        if path == "-":
             yield from _from_standard_input()
-        elif is_directory(folder := Path(place)):
+        elif is_directory(folder := Path(path)):
             closed: list[OSError] = []
             inside = sorted(folder / name for name in images_under(folder, closed=closed.append))
             if not inside and not closed:
-                raise RequestError(f"{place}: no images in this directory")
+                raise RequestError(f"{path}: no images in this directory")
             yield from map(_read, inside)
             yield from (Image(str(e.filename), None, f"cannot be listed: {reason(e)}") for e in closed)
         else:
@@ -75,7 +75,7 @@ def _from_standard_input() -> Iterator[Image]:
         fault = f"too large: more than {MOST_BYTES:,} bytes" if len(data) > MOST_BYTES else ""
         yield Image("standard input", None if fault else data, fault)
         return
-    # Line by line, so that names can come from a process that goes on finding them.
+    # Line by line, so that names can come from a process that is still finding them.
     while name := stream.readline():
         if line := os.fsdecode(name).rstrip("\r\n"):
             yield _read(Path(line))
@@ -85,24 +85,24 @@ def _from_standard_input() -> Iterator[Image]:
 def predict(
     trained: Trained, kind: str, images: Iterator[Image], *, batch: int = 16, top: int = 5
 ) -> Iterator[dict[str, Any]]:
-    """What the network says of each image, in order, in plain values.
+    """What the network predicts for each image, in order, in plain values.
 
     An image that does not decode gives a row with `error` in place of `top`.
 
     Args:
-        batch: Images at once.
+        batch: Images of a batch.
         top: Guesses to give.
     """
     device = default_device()
     network = trained.network(kind, device)
-    transform = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
+    transform = ValidationTransform(trained.hyperparameters.image_size, trained.crop_fraction)
     keys, names = trained.classes, trained.display_names
     top = min(top, len(names))
 
     def flush(rows: list[dict[str, Any]], pixels: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
         if pixels:
-            shares = network(normalize(torch.stack(pixels).to(device))).softmax(1)
-            best = shares.topk(top, dim=1)
+            probabilities = network(normalize(torch.stack(pixels).to(device))).softmax(1)
+            best = probabilities.topk(top, dim=1)
             answers = iter(zip(best.indices.tolist(), best.values.tolist()))
         for row in rows:
             if "error" not in row:
@@ -135,7 +135,7 @@ def predict(
 
 
 def show(rows: Iterator[dict[str, Any]], as_json: bool) -> None:
-    """Prints the rows as they come; what does not decode is also said on standard error.
+    """Prints the rows as they come; what does not decode is also reported on stderr.
 
     Raises:
         RunError: At the end, where some images did not decode.

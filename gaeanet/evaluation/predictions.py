@@ -13,7 +13,7 @@ from torch import nn
 
 from gaeanet.data.images.transforms import ValidationTransform, normalize
 from gaeanet.data.loading.loader import picked_batches
-from gaeanet.data.sources.order import share
+from gaeanet.data.sources.order import shard_slice
 from gaeanet.data.sources.source import Source
 from gaeanet.evaluation.meter import exact_sum
 from gaeanet.runtime.processes import Processes
@@ -59,7 +59,7 @@ def batches_of(count: int, batch: int, shards: int = 1) -> list[range]:
     """
     ranges = []
     for number in range(shards):
-        bounds = share(count, number, shards)
+        bounds = shard_slice(count, number, shards)
         ranges += [range(k, min(k + batch, bounds.stop)) for k in range(bounds.start, bounds.stop, batch)]
     return ranges
 

@@ -35,14 +35,14 @@ class Options:
     Attributes:
         kinds: Kinds of weights to evaluate.
         image_size: Side of the crop in pixels.
-        crop_share: Fraction of the resized image that the crop shows.
+        crop_fraction: Fraction of the resized image that the crop shows.
         batch: Images of a batch.
         workers: Processes that prepare images.
     """
 
     kinds: Sequence[str]
     image_size: int | None = None
-    crop_share: float | None = None
+    crop_fraction: float | None = None
     batch: int | None = None
     workers: int = 2
 
@@ -50,7 +50,7 @@ class Options:
 def transform_for(trained: Trained, options: Options) -> ValidationTransform:
     """The network's own validation transform, changed where the options say so."""
     size = options.image_size or trained.hyperparameters.image_size
-    return ValidationTransform(size, options.crop_share or trained.crop_share)
+    return ValidationTransform(size, options.crop_fraction or trained.crop_fraction)
 
 
 def predictions_of(trained: Trained, source: Source, options: Options, processes: Processes) -> dict[str, Predictions]:
@@ -147,7 +147,7 @@ def evaluate_trained(
     transform, hp = transform_for(trained, options), trained.hyperparameters
     predictions = predictions_of(trained, source, options, processes)
     real = real_labels(source.catalog)
-    own = ValidationTransform(hp.image_size, trained.crop_share)
+    own = ValidationTransform(hp.image_size, trained.crop_fraction)
     facts: dict[str, Any] = {
         "checkpoint": str(trained.path),
         "data": source.location,

@@ -34,7 +34,7 @@ _HERE = Path(__file__).parent / "native"
 
 
 class Unavailable(Exception):
-    """The kernels are not available here; the message gives the reason in a few words."""
+    """The kernels are not available here; the message gives the reason."""
 
 
 @cache
@@ -139,7 +139,7 @@ def _build(compiler: str, runtime: str, path: Path) -> None:
         objects = [f"{scratch}/{Path(name).stem}.o" for name in SOURCES]
         for (name, own), built in zip(SOURCES.items(), objects):
             _run(compiler, *FLAGS, *own, "-c", str(_HERE / name), "-o", built)
-        # Linked without -fopenmp, which would bring in the compiler's own runtime.
+        # Linked without -fopenmp, which would link the compiler's own runtime.
         _run(compiler, "-shared", "-Wl,--no-undefined", *objects, runtime, "-lm", "-o", f"{scratch}/kernels.so")
         os.replace(f"{scratch}/kernels.so", path)
 

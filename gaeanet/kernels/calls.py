@@ -42,7 +42,7 @@ _NO_MEMORY = 1
 def call(name: str, *arguments: Any) -> int:
     """Calls a kernel on tensors (by their address), bytes and numbers, with as many threads as PyTorch uses.
 
-    Returns its answer, which is 0 but from those that say what else it may be.
+    Returns its answer, which is 0 unless a kernel documents another.
     """
     passed = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     answer: int = _kernel(name)(*passed, torch.get_num_threads())

@@ -35,8 +35,8 @@ class Projection:
     matrices: tuple[Tensor, ...]
     raw: Tensor
     normalization: Normalization
-    places: tuple[int, ...]
-    norm_places: tuple[int, int]
+    indices: tuple[int, ...]
+    norm_indices: tuple[int, int]
 
     @property
     def out_size(self) -> Size:
@@ -51,10 +51,10 @@ class Projection:
     def backward(self, grad: Tensor, sums: Tensor | None, gradients: Gradients) -> Tensor:
         """See above."""
         assert sums is not None
-        gradients.norm(sums, self.norm_places)
+        gradients.norm(sums, self.norm_indices)
         into = None if self.gathers[0] is None else torch.zeros(self.x.shape, dtype=self.x.dtype, device=self.x.device)
         start = 0
-        for gather, weight, matrix, place in zip(self.gathers, self.weights, self.matrices, self.places):
+        for gather, weight, matrix, index in zip(self.gathers, self.weights, self.matrices, self.indices):
             part = slice(start, start + len(matrix))
             into, of_matrix = pointwise.backward(
                 grad[:, part],
@@ -69,7 +69,7 @@ class Projection:
                 into,
             )
             assert of_matrix is not None
-            gradients.convolution(of_matrix, weight, place)
+            gradients.convolution(of_matrix, weight, index)
             start = part.stop
         assert into is not None
         return into
@@ -118,8 +118,8 @@ def _projected(
         matrices,
         raw,
         batch_norm.finish(partials, norm),
-        tuple(weights.place(convolution.weight) for convolution in convolutions),
-        (weights.place(norm.weight), weights.place(norm.bias)),
+        tuple(weights.index(convolution.weight) for convolution in convolutions),
+        (weights.index(norm.weight), weights.index(norm.bias)),
     )
 
 
@@ -133,7 +133,7 @@ class Unit:
     activation: int
     weight: Tensor
     filters: Tensor
-    place: int
+    index: int
     projection: Projection
 
 
@@ -155,7 +155,7 @@ class Units:
             unit = self.units[number]
             grad = unit.projection.backward(grad, sums, gradients)
             convolution = (unit.size, unit.filters, unit.window)
-            gradients.convolution(depthwise.weight_gradient(grad, unit.given, *convolution), unit.weight, unit.place)
+            gradients.convolution(depthwise.weight_gradient(grad, unit.given, *convolution), unit.weight, unit.index)
             if number == 0:
                 break
             before = self.units[number - 1].projection
@@ -178,15 +178,15 @@ def units(modules: list[Any], given: Tensor, size: Size, weights: Weights) -> Un
         weight, filters = convolution.weight.detach(), weights.filters(convolution)
         inner, inner_size = depthwise.forward(given, size, filters, window), size.strided(window.stride)
         projection = _projected(inner, inner_size, 0, (None,), (pointwise_convolution,), norm, weights)
-        place = weights.place(convolution.weight)
-        done.append(Unit(given, size, window, activation, weight, filters, place, projection))
+        index = weights.index(convolution.weight)
+        done.append(Unit(given, size, window, activation, weight, filters, index, projection))
         size = inner_size
     return Units(tuple(done))
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A pooling; `taps` say where the largest values stood, None for an average. Its output has no batch norm."""
+    """A pooling; `taps` are the positions of the largest values, None for an average. Its output has no batch norm."""
 
     reads_active: ClassVar[bool] = False
     size: Size
@@ -226,8 +226,8 @@ class Factorized:
     size: Size
     normalization: Normalization
     eps: float
-    places: tuple[int, ...]
-    norm_places: tuple[int, int]
+    indices: tuple[int, ...]
+    norm_indices: tuple[int, int]
 
     @property
     def out(self) -> tuple[Tensor, Normalization]:
@@ -237,7 +237,7 @@ class Factorized:
     def backward(self, grad: Tensor, sums: Tensor | None, gradients: Gradients) -> Tensor:
         """See above."""
         assert sums is not None
-        gradients.norm(sums, self.norm_places)
+        gradients.norm(sums, self.norm_indices)
         norm, only_input, no_bias = self.normalization, [True, False, False], [True, True, False]
         outer, raw = as_map(grad, self.size), as_map(self.raw, self.size)
         outer, _, _ = torch.ops.aten.native_batch_norm_backward(
@@ -257,7 +257,7 @@ class Factorized:
                 1,
                 no_bias,
             )
-            gradients.at[self.places[k]] = torch.empty_like(self.weights[k]).copy_(of_weight)
+            gradients.at[self.indices[k]] = torch.empty_like(self.weights[k]).copy_(of_weight)
         return dense(outer)
 
 
@@ -279,8 +279,8 @@ def factorized(modules: list[Any], given: Tensor, size: Size, weights: Weights) 
         Size(size.images, *maps[2].shape[2:]),
         batch_norm.finish(batch_norm.statistics(raw), norm),
         norm.eps,
-        tuple(weights.place(convolution.weight) for convolution in convolutions),
-        (weights.place(norm.weight), weights.place(norm.bias)),
+        tuple(weights.index(convolution.weight) for convolution in convolutions),
+        (weights.index(norm.weight), weights.index(norm.bias)),
     )
 
 

@@ -17,7 +17,7 @@ class Weights:
     """
 
     def __init__(self, parameters: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self._places = {id(parameter): place for place, parameter in enumerate(parameters)}
+        self._indices = {id(parameter): index for index, parameter in enumerate(parameters)}
         given = [p for p in parameters if p.ndim == 4 and p.shape[2:] == (1, 1)]
         self._matrices = dict(zip(map(id, given), _rounded([p.detach().flatten(1) for p in given], dtype)))
         self._filters: dict[int, Tensor] = {}
@@ -25,9 +25,9 @@ class Weights:
             filters = [p for p in parameters if p.ndim == 4 and p.shape[1:] == (1, side, side)]
             self._filters |= zip(map(id, filters), _taps_first([p.detach() for p in filters]))
 
-    def place(self, parameter: Tensor) -> int:
-        """The parameter's place among the parameters."""
-        return self._places[id(parameter)]
+    def index(self, parameter: Tensor) -> int:
+        """The parameter's index among the parameters."""
+        return self._indices[id(parameter)]
 
     def matrix(self, convolution: nn.Conv2d) -> Tensor:
         """A 1x1 convolution's weight as (outputs, inputs), of the map's dtype."""
@@ -39,21 +39,21 @@ class Weights:
 
 
 class Gradients:
-    """The gradients of parameters, each at its parameter's place."""
+    """The gradients of parameters, each at its parameter's index."""
 
     def __init__(self, parameters: int) -> None:
         self.at: list[Tensor | None] = [None] * parameters
 
-    def norm(self, sums: Tensor, places: tuple[int, int]) -> None:
+    def norm(self, sums: Tensor, indices: tuple[int, int]) -> None:
         """Sets those of batch norm's weight and bias, from the sums (2, C) of `finish_backward`."""
-        self.at[places[0]], self.at[places[1]] = sums[1], sums[0]
+        self.at[indices[0]], self.at[indices[1]] = sums[1], sums[0]
 
-    def convolution(self, grad: Tensor, weight: Tensor, place: int) -> None:
+    def convolution(self, grad: Tensor, weight: Tensor, index: int) -> None:
         """Sets that of a convolution, with the strides of its weight, as DistributedDataParallel wants it."""
         if weight.is_contiguous() and grad.is_contiguous():  # the strides of sides of length 1 may differ
-            self.at[place] = grad.as_strided(weight.shape, weight.stride())
+            self.at[index] = grad.as_strided(weight.shape, weight.stride())
         else:
-            self.at[place] = torch.empty_like(weight).copy_(grad.view(weight.shape))
+            self.at[index] = torch.empty_like(weight).copy_(grad.view(weight.shape))
 
 
 def _rounded(matrices: list[Tensor], dtype: torch.dtype) -> list[Tensor]:

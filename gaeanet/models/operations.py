@@ -23,7 +23,7 @@ Factory = dict[str, Any]
 
 
 class ConvNorm(nn.Module):
-    """Activation, 1x1 convolution, batch norm: brings a cell's input to the cell's width (`ReLUConvBN` in DARTS)."""
+    """Activation, 1x1 convolution, batch norm: maps a cell's input to the cell's width (`ReLUConvBN` in DARTS)."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: type[nn.Module], **factory: Any) -> None:
         super().__init__()
@@ -145,8 +145,8 @@ def drop_path(x: Tensor, rate: Tensor) -> Tensor:
     `rate` is a 0-d tensor on the device of `x`, so that a compiled graph need not be made again when it changes.
     """
     keep = 1.0 - rate
-    kept = torch.rand((x.shape[0], 1, 1, 1), device=x.device, dtype=torch.float32) < keep
-    return x * (kept / keep).to(x.dtype)
+    mask = torch.rand((x.shape[0], 1, 1, 1), device=x.device, dtype=torch.float32) < keep
+    return x * (mask / keep).to(x.dtype)
 
 
 class DropPath(nn.Module):

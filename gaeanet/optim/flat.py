@@ -67,8 +67,8 @@ class Layout:
         for members in matrices.values():
             first = tensors[members[0]]
             start, size = end, first.numel()
-            for place, number in enumerate(members):
-                self._starts[number] = start + place * size
+            for position, number in enumerate(members):
+                self._starts[number] = start + position * size
             stop = start + len(members) * size
             self.spans.append(Span(start, stop, (len(members), len(first), size // len(first))))
             end = -(-stop // grain) * grain

@@ -77,7 +77,7 @@ def lay_out(edges: Sequence[Edge], concat: Sequence[int], reduction: bool) -> La
 
     Args:
         edges, concat: The cell's part of a genotype.
-        reduction: Whether operations on the inputs have stride 2, which their labels then say.
+        reduction: Whether operations on the inputs have stride 2, which is then in their labels.
     """
     nodes = len(edges) // 2
     lanes = _lanes(edges, concat)
@@ -85,8 +85,8 @@ def lay_out(edges: Sequence[Edge], concat: Sequence[int], reduction: bool) -> La
     layout = Layout(height=_LANE * (nodes + 2) + 2 * _MARGIN)
 
     x = _MARGIN
-    for state, words in ((0, "two cells back"), (1, "previous cell")):
-        layout.boxes.append(Box(x, heights[state] - 23, 112, 46, (f"{state}", words)))
+    for state, text in ((0, "two cells back"), (1, "previous cell")):
+        layout.boxes.append(Box(x, heights[state] - 23, 112, 46, (f"{state}", text)))
     x += 112
     for node in range(2, nodes + 2):
         # The line from the upper state goes to the upper label, so that the two never cross.
@@ -163,9 +163,9 @@ def _lanes(edges: Sequence[Edge], concat: Sequence[int]) -> list[int]:
             for lane in range(states):
                 moved = [other for other in order if other != state]
                 moved.insert(lane, state)
-                found = cost(_positions(moved))
-                if found < best:
-                    order, best, improved = moved, found, True
+                moved_cost = cost(_positions(moved))
+                if moved_cost < best:
+                    order, best, improved = moved, moved_cost, True
     return _positions(order)
 
 
@@ -229,7 +229,7 @@ def _cell(layout: Layout) -> Iterator[str]:
             stems[link.source] = curve
     for curve in stems.values():
         yield _stroke(curve, _LINE, 2)
-    # Where a branch passes over the line of another state, a gap in that line says that they do not meet.
+    # Where a branch passes over the line of another state, a gap in that line shows that they do not join.
     for link in layout.links:
         if link.label:
             middle = " ".join(f"{x:.1f},{y:.1f}" for x, y in list(points(link.curves[1], 40))[9:32])
@@ -288,11 +288,11 @@ def _below(point: Point, distance: float) -> Point:
 
 
 def _text(
-    x: float, y: float, words: str, size: float, colour: str = _INK, weight: str = "normal", anchor: str = "start"
+    x: float, y: float, text: str, size: float, colour: str = _INK, weight: str = "normal", anchor: str = "start"
 ) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size:g}" font-weight="{weight}" fill="{colour}" '
-        f'text-anchor="{anchor}">{escape(words)}</text>'
+        f'text-anchor="{anchor}">{escape(text)}</text>'
     )
 
 

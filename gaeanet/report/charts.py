@@ -42,7 +42,7 @@ def line_chart(identity: str, title: str, unit: str, traces: Sequence[Trace], fr
         from_zero: Whether the vertical axis begins at 0 whatever the values.
     """
     shown = [(s, [p for p in s.points if _fits(p)]) for s in traces]
-    points = [p for _, kept in shown for p in kept]
+    points = [p for _, points_shown in shown for p in points_shown]
     head = f"<figure><figcaption>{escape(title)}</figcaption>"
     if not points:
         return f'{head}<p class="empty" id="{identity}">No values in the log yet.</p></figure>'
@@ -53,23 +53,23 @@ def line_chart(identity: str, title: str, unit: str, traces: Sequence[Trace], fr
     y_ticks = _ticks(low, high, 6)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
 
-    def place(point: Point) -> Point:
+    def to_pixels(point: Point) -> Point:
         x, y = point
-        share = (y - low) / ((high - low) or 1.0)
+        fraction = (y - low) / ((high - low) or 1.0)
         inner = HEIGHT - _TOP - _BOTTOM
-        return _LEFT + x / x_end * (WIDTH - _LEFT - _RIGHT), _TOP + (1 - share) * inner
+        return _LEFT + x / x_end * (WIDTH - _LEFT - _RIGHT), _TOP + (1 - fraction) * inner
 
-    body = [*_axes(x_ticks, y_ticks, place, low)]
-    for one, kept in shown:
-        if not kept:
+    body = [*_axes(x_ticks, y_ticks, to_pixels, low)]
+    for one, points_shown in shown:
+        if not points_shown:
             continue
         runs = _unbroken([p if _fits(p) else None for p in one.points])
         for run in runs:
-            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(place, run))
+            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(to_pixels, run))
             body.append(f'<polyline class="line {one.style}" points="{way}"/>')
         if one.dots:
-            for point in kept:
-                x, y = place(point)
+            for point in points_shown:
+                x, y = to_pixels(point)
                 value = f"{one.name}: {point[1]:.4g} {unit}".strip()
                 body.append(
                     f'<circle class="dot {one.style}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
@@ -78,8 +78,8 @@ def line_chart(identity: str, title: str, unit: str, traces: Sequence[Trace], fr
     legend = "".join(
         '<li><svg width="26" height="10" aria-hidden="true">'
         f'<line class="line {s.style}" x1="1" y1="5" x2="25" y2="5"/></svg>{escape(s.name)}</li>'
-        for s, kept in shown
-        if kept
+        for s, points_shown in shown
+        if points_shown
     )
     return (
         f'{head}<svg id="{identity}" class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
@@ -102,15 +102,15 @@ def _unbroken(points: Sequence[Point | None]) -> list[list[Point]]:
     return [run for run in runs if run]
 
 
-def _axes(x_ticks: list[float], y_ticks: list[float], place: object, low: float) -> list[str]:
-    assert callable(place)
+def _axes(x_ticks: list[float], y_ticks: list[float], to_pixels: object, low: float) -> list[str]:
+    assert callable(to_pixels)
     parts = []
     for value in y_ticks:
-        _, y = place((0.0, value))
+        _, y = to_pixels((0.0, value))
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{_number(value)}</text>')
     for value in x_ticks:
-        x, _ = place((value, low))
+        x, _ = to_pixels((value, low))
         parts.append(
             f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>'
         )

@@ -36,7 +36,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     # Without a home that can be written, it warns that it keeps its cache elsewhere, which is what it should do.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
-        # The canvas is made directly: no display is asked for, whatever DISPLAY and MPLBACKEND say.
+        # The canvas is made directly: no display is asked for, whatever DISPLAY and MPLBACKEND are.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:

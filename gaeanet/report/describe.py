@@ -1,4 +1,4 @@
-"""What a network is and costs, in words and in JSON, and how two cells differ.
+"""What a network is and costs, as text and as JSON, and how two cells differ.
 
 Only counting needs torch, which is imported then.
 """
@@ -100,7 +100,7 @@ def _subject(reference: str, hyperparameters: Hyperparameters) -> Subject:
 
 
 def _hyperparameters(config: Path) -> Hyperparameters:
-    """Those of an experiment file. Its data may be a place still to be filled in: no network depends on it."""
+    """Those of an experiment file. Its data may be a location still to be filled in: no network depends on it."""
     hp = load_experiment(config, ["data.bucket_name=null", "data.location=null"]).hyperparameters
     if hp.search is not None:
         raise RequestError(f"{config}: a search, which has no cell yet: describe the {GENOTYPE} that it leaves")
@@ -111,21 +111,21 @@ def _from_directory(path: Path) -> Hyperparameters:
     """The hyperparameters that a run or a checkpoint was made with."""
     if is_file(path / CONFIG):
         return _hyperparameters(path / CONFIG)
-    places = (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest", path / "best", path / "latest")
-    place = next((place for place in places if is_file(place / MANIFEST)), None)
-    if place is None:
+    candidates = (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "latest", path / "best", path / "latest")
+    checkpoint = next((checkpoint for checkpoint in candidates if is_file(checkpoint / MANIFEST)), None)
+    if checkpoint is None:
         raise RequestError(f"{path}: neither a run directory ({CONFIG} is missing) nor a checkpoint (no manifest.json)")
     from gaeanet.artifacts.checkpoint import read_manifest
 
-    state = read_manifest(place)["state"]
+    state = read_manifest(checkpoint)["state"]
     if not isinstance(state, dict) or not isinstance(state.get("hyperparameters"), dict):
-        raise RequestError(f"{place}: its manifest.json holds no hyperparameters")
-    experiment: Experiment = experiment_from({"hyperparameters": state["hyperparameters"]}, str(place))
+        raise RequestError(f"{checkpoint}: its manifest.json holds no hyperparameters")
+    experiment: Experiment = experiment_from({"hyperparameters": state["hyperparameters"]}, str(checkpoint))
     return experiment.hyperparameters
 
 
 def _of_trained(path: Path) -> dict[str, Any] | None:
-    """What an export, or a checkpoint that is there, says of itself; None for anything else."""
+    """The metadata of an export, or of a checkpoint that is there; None for anything else."""
     from gaeanet.artifacts.metadata import read_metadata
 
     if not exists(path):
@@ -135,12 +135,12 @@ def _of_trained(path: Path) -> dict[str, Any] | None:
         return None
     metadata = read_metadata(path)
     if metadata is None:
-        raise RequestError(f"{path}: says nothing of gaeanet: another program wrote it")
+        raise RequestError(f"{path}: has no metadata of gaeanet: another program wrote it")
     return metadata
 
 
 def _metadata(reference: str) -> dict[str, Any] | None:
-    """The same for what a command line names: a cell's name or text says nothing of a file."""
+    """The same for what a command line names: a cell's name or text is no file."""
     return None if reference in ZOO or len(reference) > 1000 else _of_trained(Path(reference))
 
 
@@ -180,7 +180,7 @@ def count_subject(subject: Subject, image_size: int | None = None) -> Counts:
 
 
 def explain(genotype: Genotype, layers: int = 14) -> str:
-    """Both cells edge by edge, in words."""
+    """Both cells edge by edge, as text."""
     used = sorted({edge.operation for edge in (*genotype.normal, *genotype.reduce)})
     return "\n\n".join(
         [
@@ -198,13 +198,13 @@ def explain(genotype: Genotype, layers: int = 14) -> str:
 
 def _explained(name: str, edges: tuple[Edge, ...], concat: tuple[int, ...], layers: int) -> Iterable[str]:
     halved = name == "reduction"
-    places = sorted({layers // 3, 2 * layers // 3})
+    indices = sorted({layers // 3, 2 * layers // 3})
     if halved:
-        where = f"cell{'s' * (len(places) > 1)} {' and '.join(map(str, places))} of {layers}, counted from 0"
+        where = f"cell{'s' * (len(indices) > 1)} {' and '.join(map(str, indices))} of {layers}, counted from 0"
         yield f"Reduction cell ({where}): halves the map, doubles the width"
     else:
-        yield f"Normal cell ({layers - len(places)} of {layers}): keeps the size of the map"
-    yield from (f"  input: {words}" for words in _INPUTS)
+        yield f"Normal cell ({layers - len(indices)} of {layers}): keeps the size of the map"
+    yield from (f"  input: {text}" for text in _INPUTS)
     for node in range(2, len(edges) // 2 + 2):
         yield f"  node {node} = {_sum(edges[2 * node - 4 : 2 * node - 2])}"
         for operation, source in edges[2 * node - 4 : 2 * node - 2]:
@@ -227,7 +227,7 @@ def differences(a: Genotype, b: Genotype) -> list[dict[str, Any]]:
         A mapping for each: `cell` (normal or reduce), `node` (a number or "concat"), and what `only_a` and `only_b`
         have there: edges `[operation, input]`, or states.
     """
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for cell in ("normal", "reduce"):
         sides: list[tuple[Edge, ...]] = [getattr(genotype, cell) for genotype in (a, b)]
         for node in range(2, max(map(len, sides)) // 2 + 2):
@@ -236,12 +236,12 @@ def differences(a: Genotype, b: Genotype) -> list[dict[str, Any]]:
                 only_a, only_b = (
                     [list(edge) for edge in rest.elements()] for rest in (edges_a - edges_b, edges_b - edges_a)
                 )
-                found.append({"cell": cell, "node": node, "only_a": only_a, "only_b": only_b})
+                entries.append({"cell": cell, "node": node, "only_a": only_a, "only_b": only_b})
         concat_a, concat_b = (set(getattr(genotype, f"{cell}_concat")) for genotype in (a, b))
         if concat_a != concat_b:
             only_a, only_b = sorted(concat_a - concat_b), sorted(concat_b - concat_a)
-            found.append({"cell": cell, "node": "concat", "only_a": only_a, "only_b": only_b})
-    return found
+            entries.append({"cell": cell, "node": "concat", "only_a": only_a, "only_b": only_b})
+    return entries
 
 
 def to_dict(subject: Subject, image_size: int | None = None) -> dict[str, Any]:
@@ -341,10 +341,12 @@ def compare(reference_a: str, reference_b: str, image_size: int | None = None, a
     """Two networks: both summaries side by side and what differs in their cells, or the same as JSON."""
     a, b = read_subject(reference_a), read_subject(reference_b)
     facts_a, facts_b = to_dict(a, image_size), to_dict(b, image_size)
-    found = differences(a.genotype, b.genotype)
+    entries = differences(a.genotype, b.genotype)
     if as_json:
-        return json.dumps({"a": facts_a, "b": facts_b, "differences": found}, indent=2)
-    return "\n".join([*_side_by_side(facts_a, facts_b), "", *_told(found), "", f"counted: {facts_a['counted']}"])
+        return json.dumps({"a": facts_a, "b": facts_b, "differences": entries}, indent=2)
+    return "\n".join(
+        [*_side_by_side(facts_a, facts_b), "", *_differences(entries), "", f"counted: {facts_a['counted']}"]
+    )
 
 
 def _side_by_side(facts_a: dict[str, Any], facts_b: dict[str, Any]) -> Iterable[str]:
@@ -374,14 +376,14 @@ def _published(published: dict[str, Any] | None) -> tuple[str, str]:
     return errors or "-", published["multiply_adds"] or "-"
 
 
-def _told(found: list[dict[str, Any]]) -> Iterable[str]:
-    if not found:
+def _differences(entries: list[dict[str, Any]]) -> Iterable[str]:
+    if not entries:
         yield "The cells are the same (the order of a node's two edges does not count)."
         return
     yield "What differs, node by node (- the first only, + the second only):"
     for cell, name in (("normal", "normal cell"), ("reduce", "reduction cell")):
-        entries = [entry for entry in found if entry["cell"] == cell]
-        yield f"{name}:" if entries else f"{name}: the same"
+        of_cell = [entry for entry in entries if entry["cell"] == cell]
+        yield f"{name}:" if of_cell else f"{name}: the same"
         for entry in entries:
             where = "output concat" if entry["node"] == "concat" else f"node {entry['node']}"
             for sign, side in (("-", "only_a"), ("+", "only_b")):

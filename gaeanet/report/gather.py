@@ -1,4 +1,4 @@
-"""report.html: gathers what a report says of runs, and writes it. What cannot be had is said in the page."""
+"""report.html: gathers the content of a report on runs, and writes it. What is missing is named in the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gaeanet.data.images.transforms import ValidationTransform
 from gaeanet.data.sources.evaluation import open_evaluation_data
 from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.source import Source
-from gaeanet.data.sources.splits import image_shares
+from gaeanet.data.sources.splits import search_splits
 from gaeanet.errors import GaeanetError, RequestError, RunError, reason
 from gaeanet.evaluation.score import PREFIX, TITLES, Options, per_class, predictions_of
 from gaeanet.report.page import RunFacts, page
@@ -26,7 +26,7 @@ from gaeanet.runtime.processes import Processes
 def gather(
     run_dir: Path, name: str, *, source: Source | None = None, images: bool = True, processes: Processes | None = None
 ) -> RunFacts:
-    """What there is to say of a run.
+    """The content of a report on a run.
 
     Args:
         source: The run's images where they are open already.
@@ -48,7 +48,7 @@ def gather(
         facts.lineage = list(chain(read_metadata(run_dir) or {}))
         facts.classes = trained.display_names
     except GaeanetError as error:
-        facts.notes.append(f"Nothing is said of its checkpoints: {error}")
+        facts.notes.append(f"Its checkpoints cannot be read: {error}")
         return facts
     if not images:
         return facts
@@ -63,24 +63,24 @@ def gather(
             facts.notes.append("Worst classes and confusions are added by gaeanet report, which evaluates the images.")
             return facts
         kind = trained.preferred
-        found = predictions_of(trained, source, Options([kind], workers=0), processes)
-        rows = [row for row in per_class(found, source.catalog.classes, facts.classes) if row["count"]]
+        predictions = predictions_of(trained, source, Options([kind], workers=0), processes)
+        rows = [row for row in per_class(predictions, source.catalog.classes, facts.classes) if row["count"]]
         facts.rows = sorted(rows, key=lambda row: row[f"{PREFIX[kind]}top1_accuracy"])
         facts.weights = TITLES[kind]
-        view = ValidationTransform(trained.hyperparameters.image_size, trained.crop_share)
-        facts.confusions = confused(source, found[kind], view)
+        view = ValidationTransform(trained.hyperparameters.image_size, trained.crop_fraction)
+        facts.confusions = confused(source, predictions[kind], view)
     except GaeanetError as error:
         facts.notes.append(f"Its images cannot be shown: {error}")
     return facts
 
 
 def _of_search(facts: RunFacts, source: Source | None, images: bool) -> RunFacts:
-    """What there is to say of a search beside its log: it leaves a genotype, and no network to evaluate."""
+    """The facts of a search beside its log: it leaves a genotype, and no network to evaluate."""
     if not images:
         return facts
     try:
         if source is None:
-            source, _ = image_shares(open_source(facts.experiment), facts.experiment.hyperparameters)
+            source, _ = search_splits(open_source(facts.experiment), facts.experiment.hyperparameters)
         facts.samples = samples(source, facts.experiment.hyperparameters)
         facts.classes = unique_names(source.catalog.classes, source.catalog.class_names)
     except GaeanetError as error:

@@ -1,6 +1,6 @@
 """report.html as text: one file with everything in it, no script, no network; light or dark as the reader wants it.
 
-This module says what is on the page; how it is written is in `templates/`.
+This module has the page's content; its HTML is in `templates/`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _WORST = 12
 
 @dataclass
 class RunFacts:
-    """What a report says of one run.
+    """The content of a report on one run.
 
     Attributes:
         lines: Its log.
@@ -98,7 +98,7 @@ def _environment() -> Environment:
 
 
 def _run(run: RunFacts) -> dict[str, Any]:
-    """What the template says of one run."""
+    """The template's variables for one run."""
     hp = run.experiment.hyperparameters
     search: SearchSection | None = None if hp.search is None else search_section(run.lines)
     return {

@@ -61,7 +61,7 @@ def samples(source: Source, augmentation: Augmentation, count: int = 6, epochs: 
     chosen = [int(order[k]) for k in sorted(firsts.tolist())[:count]]
     chosen += [int(index) for index in order[: count * 4] if int(index) not in chosen][: count - len(chosen)]
     augment, view = TrainingTransform(augmentation), ValidationTransform(augmentation.image_size)
-    found = []
+    shown_samples = []
     state = torch.default_generator.get_state()
     try:
         for index in chosen:
@@ -73,20 +73,20 @@ def samples(source: Source, augmentation: Augmentation, count: int = 6, epochs: 
             for epoch in range(min(epochs, augmentation.epochs) if augmentation.epochs > 1 else epochs):
                 torch.default_generator.manual_seed(sample_seed(augmentation.seed, epoch, index))
                 drawn.append(data_url(augment.at(min(epoch, augmentation.epochs - 1))(Pixels(pixels))))
-            found.append(Sample(int(labels[index]), data_url(view(pixels)), drawn))
+            shown_samples.append(Sample(int(labels[index]), data_url(view(pixels)), drawn))
     finally:
         torch.default_generator.set_state(state)
-    return found
+    return shown_samples
 
 
 def confused(
     source: Source, predictions: Predictions, view: ValidationTransform, pairs: int = 8, each: int = 4
 ) -> list[Confusion]:
     """The pairs of classes confused most often, with the images in which the network was surest of the wrong one."""
-    found = []
+    pairs_shown = []
     for true, guess, count in confusions(predictions, pairs):
-        places = np.flatnonzero((predictions.labels == true) & (predictions.guesses[:, 0] == guess))
-        surest: Sequence[int] = places[np.argsort(-predictions.confidence[places], kind="stable")][:each].tolist()
+        indices = np.flatnonzero((predictions.labels == true) & (predictions.guesses[:, 0] == guess))
+        surest: Sequence[int] = indices[np.argsort(-predictions.confidence[indices], kind="stable")][:each].tolist()
         pictures = [
             (
                 data_url(view(to_pixels(source.read("val", index)))),
@@ -94,5 +94,5 @@ def confused(
             )
             for index in surest
         ]
-        found.append(Confusion(true, guess, count, pictures))
-    return found
+        pairs_shown.append(Confusion(true, guess, count, pictures))
+    return pairs_shown

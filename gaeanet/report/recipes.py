@@ -33,7 +33,7 @@ def nearest_recipe(hp: Hyperparameters) -> tuple[str, list[tuple[str, Any, Any]]
 
 
 def published(name: str) -> Hyperparameters:
-    """The hyperparameters of a recipe; its data are a place that each user fills in."""
+    """The hyperparameters of a recipe; its data are a location that each user fills in."""
     tree = parse(read_recipe(name), name)
     return experiment_from({"hyperparameters": tree["hyperparameters"]}, name).hyperparameters
 
@@ -58,8 +58,8 @@ def original_top5(epoch: float) -> float | None:
         return None
     right = min(bisect_right(PUBLISHED_EPOCHS, epoch), len(PUBLISHED_EPOCHS) - 1)
     x0, x1 = PUBLISHED_EPOCHS[right - 1], PUBLISHED_EPOCHS[right]
-    share = min(1.0, (epoch - x0) / (x1 - x0))
-    return PUBLISHED_TOP5[right - 1] + share * (PUBLISHED_TOP5[right] - PUBLISHED_TOP5[right - 1])
+    fraction = min(1.0, (epoch - x0) / (x1 - x0))
+    return PUBLISHED_TOP5[right - 1] + fraction * (PUBLISHED_TOP5[right] - PUBLISHED_TOP5[right - 1])
 
 
 def against_original(lines: Sequence[Line]) -> str | None:

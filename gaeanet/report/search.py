@@ -1,4 +1,4 @@
-"""What report.html says of a search: its weights over time. Nothing here needs torch."""
+"""The part of report.html on a search: its weights over time. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from gaeanet.report.series import Line, points_of
 WIDTH, HEIGHT = 132, 66
 """Of a field, in units of its drawing."""
 RECENT = 10
-"""Epochs in the table that is shown at once; earlier ones are folded away."""
+"""Epochs in the table that is shown first; earlier ones are folded away."""
 _INPUT_COLOURS = (4, 1, 6, 2, 3)
 """Of the states 0 to 4 where they compete: colours far from each other."""
 _NAMES = [name.replace("_", " ") for name in CANDIDATES]
 
 
 class Part(NamedTuple):
-    """One part of a field: colour class, the corners of its polygon, name and share at the end."""
+    """One part of a field: colour class, the corners of its polygon, name and weight at the end."""
 
     colour: int
     corners: str
     name: str
-    share: str
+    weight: str
 
 
 class Field(NamedTuple):
-    """A field in which each part's height is its share, over the epochs; `best` and `share` are of the largest."""
+    """A field in which each part's height is its weight, over the epochs; `best` and `weight` are of the largest."""
 
     title: str
     parts: list[Part]
     best: str
-    share: str
+    weight: str
 
 
 @dataclass
 class SearchSection:
-    """What the template says of a search.
+    """The template's variables for a search.
 
     Attributes:
         charts: SVG texts; empty as long as no epoch has ended.
@@ -66,7 +66,7 @@ class SearchSection:
 
 
 def search_section(lines: Sequence[Line]) -> SearchSection:
-    """What there is to say of one search, from its log."""
+    """The template's variables for one search, from its log."""
     epochs = [line for line in lines if "operation_weights" in line]
     validations = [line for line in lines if line["kind"] == "validation"]
     if not epochs:
@@ -133,8 +133,8 @@ def _field(
     parts = []
     for part, name in enumerate(names):
         above = [low + row[part] for low, row in zip(below, rows)]
-        upper = [f"{x:.1f},{HEIGHT * (1 - share):.1f}" for x, share in zip(xs, above)]
-        lower = [f"{x:.1f},{HEIGHT * (1 - share):.1f}" for x, share in zip(xs, below)]
+        upper = [f"{x:.1f},{HEIGHT * (1 - weight):.1f}" for x, weight in zip(xs, above)]
+        lower = [f"{x:.1f},{HEIGHT * (1 - weight):.1f}" for x, weight in zip(xs, below)]
         parts.append(Part(colours[part], " ".join([*upper, *reversed(lower)]), name, f"{rows[-1][part]:.3f}"))
         below = above
     best = max(range(len(names)), key=lambda part: rows[-1][part])

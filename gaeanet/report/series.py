@@ -77,7 +77,7 @@ def series_of(runs: Mapping[str, Sequence[Line]], metric: str) -> list[Series]:
 
 
 def points_of(lines: Sequence[Line], kind: str, key: str) -> list[Point]:
-    """The values of one key in the lines of one kind; null, JSON's word for a number that is not finite, is a gap."""
+    """The values of one key in the lines of one kind; null, which stands for a number that is not finite, is a gap."""
     return [
         (line["epoch"], math.nan if line[key] is None else line[key])
         for line in lines
@@ -99,5 +99,5 @@ def validated_on(runs: Mapping[str, Sequence[Line]]) -> list[str]:
 
 
 def beside_the_published(line: Line) -> bool:
-    """Whether what a line says of validation can be compared with the original run's figures."""
+    """Whether a line's validation results can be compared with the original run's figures."""
     return line.get("data") == "imagenet" and "minival" not in line

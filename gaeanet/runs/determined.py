@@ -291,7 +291,7 @@ def _search_has_ended() -> bool:
 
 
 def _fair_threads() -> int:
-    """Threads of a trial of one process on CPUs: its slots' share of the machine, where other trials have the rest.
+    """Threads of a trial of one process on CPUs: its slots' fraction of the machine, where other trials have the rest.
 
     Trials that all take every core spend their time in waiting for each other.
     """
@@ -302,7 +302,7 @@ def _fair_threads() -> int:
         with _session() as session:
             slots = len(_bindings().get_GetAgent(session, agentId=info.agent_id).agent.slots or {})
     except Exception as error:
-        _note(f"the master does not say how many slots this machine has: {reason(error)}; takes all its cores")
+        _note(f"the master does not report how many slots this machine has: {reason(error)}; takes all its cores")
         return usable_cores()
     return max(1, usable_cores() * len(info.slot_ids) // max(slots, len(info.slot_ids)))
 

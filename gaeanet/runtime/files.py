@@ -71,7 +71,7 @@ def read_text(path: Name, most: int = MOST_BYTES, *, regular: bool = True) -> st
         UnicodeDecodeError: It is no text.
     """
     mode = os.stat(path).st_mode
-    if regular and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory the system says so itself
+    if regular and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # of a directory the system reports so itself
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(path, "rb") as file:
         data = file.read(most + 1)
@@ -100,7 +100,7 @@ def replace_text(path: Path, text: str, errors: str = "strict") -> None:
 
 
 def read_json(path: Name, most: int) -> Any:
-    """What a regular file of JSON says; raises OSError as `read_text`, and ValueError where it is no JSON."""
+    """The content of a regular file of JSON; raises OSError as `read_text`, and ValueError where it is no JSON."""
     try:
         return json.loads(read_text(path, most))
     except RecursionError:

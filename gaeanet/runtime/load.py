@@ -31,7 +31,7 @@ class Sample:
 
     @classmethod
     def now(cls) -> Sample | None:
-        """None where the system does not say."""
+        """None where the system does not report it."""
         try:
             lines = STAT.read_text().splitlines()
             mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
@@ -64,7 +64,7 @@ def busy_elsewhere() -> float | None:
 
 
 def adapt() -> None:
-    """Lets threads wait without taking a core where other processes are at work, unless the environment says how.
+    """Lets threads wait without taking a core where other processes are at work, unless the environment sets how.
 
     Before PyTorch is imported, since its OpenMP reads the setting once. Results do not depend on it.
     """

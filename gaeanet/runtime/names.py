@@ -1,4 +1,4 @@
-"""Names that come from data, and the one place where such a name becomes a path. Nothing here needs numpy or torch.
+"""Names that come from data, and the one function by which such a name becomes a path. Needs no numpy or torch.
 
 Shards, indices, archives, manifests, buckets and class tables name files, and whoever wrote them may be anybody. A name
 is joined to a directory here alone, so that nothing is read or written outside of it. See docs/security.md.

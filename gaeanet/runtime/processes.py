@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.host import usable_cores
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 from gaeanet.runtime.rendezvous import fresh_store, refusal_of_any
 from gaeanet.runtime.slurm import cores_of_task
 
@@ -42,14 +42,14 @@ class Processes:
     """
 
     def __init__(self) -> None:
-        here = place()
+        here = ranks()
         self.rank, self.local_rank, self.world_size = here.rank, here.local_rank, here.world_size
         self.device = default_device(here.gpu)
         self._control: dist.ProcessGroup | None = None
         if "OMP_NUM_THREADS" not in os.environ and cores_of_task(os.environ):
             torch.set_num_threads(usable_cores())  # PyTorch counts the machine's cores where Slurm binds no task to its
-        if here.meeting is not None:
-            store: Store = PrefixStore("gaeanet", _meet(here.meeting))
+        if here.init_method is not None:
+            store: Store = PrefixStore("gaeanet", _rendezvous(here.init_method))
             if not here.supervised and (refusal := refusal_of_any(store, self.rank, self.world_size, None)):
                 raise RequestError(refusal)
             store = fresh_store(store, self.rank, self.world_size)
@@ -113,10 +113,10 @@ def report_refusal(reason: str) -> None:
 
     Nothing happens where there are none, or where their launcher ends them all when one has ended.
     """
-    here = place()
-    if here.meeting is not None and not here.supervised:
+    here = ranks()
+    if here.init_method is not None and not here.supervised:
         with contextlib.suppress(RunError, dist.DistError):  # they have not come, or are gone
-            store = PrefixStore("gaeanet", _meet(here.meeting, _PATIENCE))
+            store = PrefixStore("gaeanet", _rendezvous(here.init_method, _PATIENCE))
             refusal_of_any(store, here.rank, here.world_size, reason)
 
 
@@ -124,14 +124,14 @@ _PATIENCE = timedelta(minutes=5)
 """How long a process that refuses to start waits for the others, which may still be importing."""
 
 
-def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
+def _rendezvous(url: str, patience: timedelta = default_pg_timeout) -> Store:
     """The store that all processes of the run share."""
     try:
         store: Store = next(rendezvous(url, timeout=patience))[0]
     except ValueError as error:  # MASTER_ADDR or MASTER_PORT
         variable = next((word for word in str(error).split() if word.startswith("MASTER")), "MASTER_ADDR")
         raise RequestError(
-            f"the environment has WORLD_SIZE={place().world_size}, but no {variable} that this process could find the "
+            f"the environment has WORLD_SIZE={ranks().world_size}, but no {variable} that this process could find the "
             "others by: start the processes with torchrun, or unset WORLD_SIZE"
         ) from None
     except (dist.DistError, OSError) as error:
@@ -139,8 +139,8 @@ def _meet(url: str, patience: timedelta = default_pg_timeout) -> Store:
         if where == "env://":
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RunError(
-            f"the processes of this run cannot meet at {where}: {reason(error)}; MASTER_ADDR and MASTER_PORT name "
-            "another host or a free port"
+            f"the processes of this run cannot reach each other at {where}: {reason(error)}; MASTER_ADDR and "
+            "MASTER_PORT name another host or a free port"
         ) from None
     return store
 
@@ -150,7 +150,7 @@ class StoppedWaiting(BaseException):
 
 
 class StopRequest:
-    """Notices the signals that ask a run to stop; a second one of them ends the process at once.
+    """Notices the signals that ask a run to stop; a second one of them ends the process immediately.
 
     A closed terminal sends SIGHUP and may send it again, so that one alone never ends the process.
 
@@ -163,7 +163,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
         self._waits, self._grace = False, 0.0
         self._alarm: tuple[Any, tuple[float, float]] | None = None
-        self._place: tuple[int, int] | None = None
+        self._position: tuple[int, int] | None = None
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:
@@ -195,7 +195,7 @@ class StopRequest:
     def _watch(self) -> None:
         """Looks again and again whether the process is held up, by the timer that it has; see `_look`."""
         if self._alarm is None:
-            self._place = None
+            self._position = None
             handler = signal.signal(signal.SIGALRM, self._look)
             self._alarm = handler, signal.setitimer(signal.ITIMER_REAL, max(_LOOK, self._grace), _LOOK)
 
@@ -206,13 +206,13 @@ class StopRequest:
             signal.signal(signal.SIGALRM, handler)
 
     def _look(self, _: int, frame: FrameType | None) -> None:
-        """Raises `StoppedWaiting` where the process is at the very place where it was at the last look.
+        """Raises `StoppedWaiting` where the process is at the very instruction where it was at the last look.
 
         Raised anywhere, it might be lost: Python drops what is raised in a destructor or a callback, and reports it on
         standard error.
         """
-        place = None if frame is None else (id(frame), frame.f_lasti)
-        held_up, self._place = place == self._place, place
+        position = None if frame is None else (id(frame), frame.f_lasti)
+        held_up, self._position = position == self._position, position
         while frame is not None:
             held_up &= frame.f_code.co_name != "__del__"
             frame = frame.f_back
@@ -228,7 +228,7 @@ class StopRequest:
 
 
 def default_device(gpu: int = 0) -> torch.device:
-    """The best device of this machine; `gpu` says which of several GPUs."""
+    """The best device of this machine; `gpu` is the index among several GPUs."""
     if torch.cuda.is_available():
         return torch.device("cuda", gpu)
     if torch.backends.mps.is_available():

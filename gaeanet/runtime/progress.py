@@ -81,7 +81,7 @@ class WorkProgress:
         self._line.__exit__()
 
     def add(self, amount: int, earlier: bool = False) -> None:
-        """Counts more as done; what an earlier attempt has done says nothing about the speed of the rest."""
+        """Counts more as done; what an earlier attempt has done does not count in the speed of the rest."""
         self._done += amount
         self._earlier += amount * earlier
         now = time.monotonic()

@@ -1,7 +1,7 @@
 """What Slurm reports to the tasks of a job step, in variables of the environment. Nothing here needs torch.
 
 `srun` sets them for each process it starts. A batch script has some of them too, but is no task among others:
-SLURM_STEP_NUM_TASKS, which only `srun` sets, tells them apart.
+SLURM_STEP_NUM_TASKS, which only `srun` sets, distinguishes them.
 """
 
 from __future__ import annotations

@@ -25,15 +25,15 @@ def table_lines(
         headers: The first line; all empty for none.
         rows: The cells; a row without any is an empty line.
         right: Numbers of the columns that are set flush right.
-        cut: Numbers of the columns that end in ... where there is too little room; others are wrapped.
+        cut: Numbers of the columns that end in ... where the terminal is too narrow; others are wrapped.
     """
     width = shutil.get_terminal_size().columns
     texts = [[Text(shown(cell)) for cell in row] for row in rows]
     widest = [max([len(header), *(row[n].cell_len for row in texts if row)]) for n, header in enumerate(headers)]
     # Rich shortens all columns alike where none may wrap: numbers keep theirs, the names to be cut share the rest.
     rest = width - sum(widest[n] for n in range(len(headers)) if n not in cut) - _GAP * (len(headers) - 1)
-    for place, number in enumerate(sorted(cut, key=widest.__getitem__)):
-        widest[number] = max(1, min(widest[number], rest // (len(cut) - place)))
+    for done, number in enumerate(sorted(cut, key=widest.__getitem__)):
+        widest[number] = max(1, min(widest[number], rest // (len(cut) - done)))
         rest -= widest[number]
     table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=any(headers), header_style="none")
     for number, header in enumerate(headers):

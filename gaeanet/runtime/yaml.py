@@ -108,8 +108,8 @@ class Loader(yaml.SafeLoader):
         _refuse(f"the tag {str(node.tag).replace(_TAG, '!!')} is not read", node)
 
 
-def _refuse(what: str, place: Any) -> NoReturn:
-    raise yaml.constructor.ConstructorError(None, None, shown(what), place.start_mark)
+def _refuse(what: str, node: Any) -> NoReturn:
+    raise yaml.constructor.ConstructorError(None, None, shown(what), node.start_mark)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -135,7 +135,7 @@ Loader.add_constructor(None, Loader.unknown)
 
 
 def parse(text: str, origin: str) -> Any:
-    """What a text says; `origin` is what messages call it. Raises `RequestError` where it is not valid YAML."""
+    """The value of a YAML text; `origin` is what messages call it. Raises `RequestError` where it is not valid YAML."""
     try:
         return yaml.load(text, Loader=Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:

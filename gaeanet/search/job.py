@@ -19,7 +19,7 @@ from gaeanet.data.loading.loader import Batch
 from gaeanet.data.loading.read_errors import ReadErrors
 from gaeanet.data.sources.order import steps_per_epoch, stream_seed
 from gaeanet.data.sources.source import Source
-from gaeanet.data.sources.splits import image_shares
+from gaeanet.data.sources.splits import search_splits
 from gaeanet.errors import counted
 from gaeanet.optim.groups import Group
 from gaeanet.optim.rates import Rates, Row
@@ -80,7 +80,7 @@ class Searching(Job):
         assert hp.search is not None
         self.search = hp.search
         self.full_source = source
-        weights, self.others = image_shares(source, hp)
+        weights, self.others = search_splits(source, hp)
         super().__init__(experiment, weights, processes)
         self.warmup = self.search.warmup(hp.epochs)
         self.budget = budget(self.search.multiply_adds_limit)

@@ -1,4 +1,4 @@
-"""The supernet: a network whose edges compute all candidates at once, mixed by weights that come with each call.
+"""The supernet: a network whose edges compute all candidates together, mixed by weights that come with each call.
 
 It follows PC-DARTS (Xu et al. 2020, arXiv 1907.05737): on each edge the first 1/k of the channels go through
 the candidates and the rest bypasses them (max-pooled 2 x 2 where the edge halves the map); the output's channels are
@@ -39,7 +39,7 @@ LEAVING = [[number for number, (source, _) in enumerate(EDGES) if source == stat
 class ParallelConv(nn.Module):
     """Activation, depthwise k x k, pointwise, batch norm without affine: one for each of several edges, side by side.
 
-    The search computes the same operation on all edges that leave a state at once: edge e has the channels e * c to
+    The search computes the same operation on all edges that leave a state together: edge e has the channels e * c to
     (e + 1) * c - 1. Batch norm's weight comes with each call and multiplies an edge's whole output, so that weighing
     operations takes no pass of its own.
     """

@@ -66,12 +66,12 @@ def _doubts(hp: Hyperparameters, precision: str, processes: Processes, graph: st
     """What the first process finds against the fast ways, for all."""
     shard = -(-hp.global_batch_size // processes.world_size)
     micro_batch = -(-shard // hp.parts(shard))
-    found = doubts(hp, precision, processes.device, micro_batch, graph) if processes.is_first else None
-    return Doubts(*processes.from_first(found))
+    verdict = doubts(hp, precision, processes.device, micro_batch, graph) if processes.is_first else None
+    return Doubts(*processes.from_first(verdict))
 
 
 def recording_obstacle(hp: Hyperparameters, precision: str, processes: Processes) -> str | None:
-    """Why a CUDA graph cannot hold the steps of an experiment, in a few words; None where it can."""
+    """Why a CUDA graph cannot hold the steps of an experiment, briefly; None where it can."""
     if processes.device.type != "cuda":
         return f"is for GPUs, this runs on {processes.device.type}"
     if precision == "fp16":

@@ -11,7 +11,7 @@ from gaeanet.config.data import describe_minival
 from gaeanet.config.experiment import Experiment
 from gaeanet.config.schedule import Batches
 from gaeanet.data.loading.workers import usable_workers
-from gaeanet.data.sources.order import share
+from gaeanet.data.sources.order import shard_slice
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import counted
 from gaeanet.kernels.build import OWN, availability
@@ -84,7 +84,7 @@ def schedule(experiment: Experiment, context: LocalContext, state: RunState, ste
 
 def _arithmetic(batches: Batches, world_size: int) -> str:
     """The factors of a global batch: processes x images of a micro-batch x micro-batches."""
-    shards = [share(batches.global_batch_size, rank, world_size) for rank in range(world_size)]
+    shards = [shard_slice(batches.global_batch_size, rank, world_size) for rank in range(world_size)]
     sizes = sorted({shard.stop - shard.start for shard in shards}, reverse=True)
     accumulated = batches.parts(sizes[0])
     micro_batch = " or ".join(str(math.ceil(size / accumulated)) for size in sizes)

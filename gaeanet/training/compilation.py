@@ -20,7 +20,7 @@ IMAGES = 16
 """In the batch of a trial: the kernels of another size differ only where it is no multiple of 16."""
 
 MOST_PROCESSES = 16
-"""Beyond this many, starting them takes longer than what they share."""
+"""Beyond this many, starting them takes longer than the work they divide."""
 
 
 def network_in_training(hp: Hyperparameters, device: torch.device) -> CellNetwork:
@@ -34,7 +34,7 @@ def compile_ahead(request: dict[str, Any], capability: int) -> None:
     """Compiles the kernels of a request's network (see `trial.main`) into Triton's cache; a failure changes nothing."""
     of = min(usable_cores(), MOST_PROCESSES)
     processes = []
-    for share in range(of):
+    for shard in range(of):
         command = [sys.executable, "-m", "gaeanet.training.compilation"]
         process = subprocess.Popen(
             command,
@@ -46,14 +46,14 @@ def compile_ahead(request: dict[str, Any], capability: int) -> None:
         )
         processes.append(process)
         assert process.stdin is not None
-        json.dump({**request, "capability": capability, "share": share, "of": of}, process.stdin)
+        json.dump({**request, "capability": capability, "shard": shard, "of": of}, process.stdin)
         process.stdin.close()
     for process in processes:
         process.wait()
 
 
-def compile_share(hp: Hyperparameters, capability: int, share: int, of: int) -> int:
-    """Compiles this process's share of the kernels of a training step; returns how many those are."""
+def compile_shard(hp: Hyperparameters, capability: int, shard: int, of: int) -> int:
+    """Compiles this process's shard of the kernels of a training step; returns how many those are."""
     from gaeanet.kernels.gpu.ahead import compiling
 
     kernels = set()
@@ -62,7 +62,7 @@ def compile_share(hp: Hyperparameters, capability: int, share: int, of: int) -> 
     fuse(network)
     side = hp.training_sizes[0]
     images = torch.zeros(IMAGES, 3, side, side).contiguous(memory_format=torch.channels_last)
-    with compiling(capability, lambda kernel, constants: kernels.add(kernel.hash), share=share, of=of):
+    with compiling(capability, lambda kernel, constants: kernels.add(kernel.hash), shard=shard, of=of):
         with torch.autocast("cpu", torch.bfloat16):
             outputs = network(images)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -72,4 +72,4 @@ def compile_share(hp: Hyperparameters, capability: int, share: int, of: int) -> 
 
 if __name__ == "__main__":
     request = json.load(sys.stdin)
-    compile_share(Hyperparameters(**request["hyperparameters"]), request["capability"], request["share"], request["of"])
+    compile_shard(Hyperparameters(**request["hyperparameters"]), request["capability"], request["shard"], request["of"])

@@ -14,7 +14,7 @@ class Display:
     """Shows a run on standard output.
 
     Args:
-        marker: Stands before every line; tells generated images from real ones.
+        marker: Stands before every line; marks generated images.
         silent: Shows nothing: another process reports.
     """
 

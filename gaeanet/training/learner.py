@@ -136,7 +136,7 @@ class Learner:
 
     @torch.no_grad()
     def update(self, finite: Tensor, rate: Tensor) -> None:
-        """Moves the weights where `finite` says so (0-d bool); else undoes what the step did to batch norm."""
+        """Moves the weights where `finite` (0-d bool) is true; else undoes what the step did to batch norm."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         # PyTorch's protocol for steps that a device may skip: see torch.amp.GradScaler.step.

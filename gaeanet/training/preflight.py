@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gaeanet.config.experiment import Experiment
 from gaeanet.data.loading.workers import PREFETCH, usable_workers, workers_each
-from gaeanet.data.sources.order import share
+from gaeanet.data.sources.order import shard_slice
 from gaeanet.errors import RequestError
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 
 SHM = Path("/dev/shm")  # noqa: S108 (where Linux keeps shared memory, not a temporary file)
 
@@ -29,7 +29,7 @@ def needed_bytes(experiment: Experiment, world_size: int, local_world_size: int)
     batches are at most 256 images and two a worker, begins when these are still waiting.
     """
     hp, data = experiment.hyperparameters, experiment.data
-    shard = share(hp.global_batch_size, 0, world_size)
+    shard = shard_slice(hp.global_batch_size, 0, world_size)
     training = (shard.stop - shard.start) * 3 * max(hp.training_sizes) ** 2
     validation = min(hp.global_batch_size, 256) * 3 * hp.image_size**2
     per_process = PREFETCH * sum(training_workers(experiment)) * training
@@ -41,7 +41,7 @@ def check_shared_memory(experiment: Experiment) -> None:
     """Raises `RequestError` where /dev/shm has less free than `needed_bytes`, with the size that it needs."""
     if not SHM.is_dir():
         return
-    here = place()
+    here = ranks()
     needed = needed_bytes(experiment, here.world_size, here.local_world_size)
     state = os.statvfs(SHM)
     free = state.f_bavail * state.f_frsize

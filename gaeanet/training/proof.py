@@ -24,14 +24,14 @@ from gaeanet.kernels.build import Unavailable, cache_directory
 from gaeanet.kernels.gpu.availability import obstacle
 from gaeanet.runtime.devices import DTYPES
 from gaeanet.runtime.files import replace_text
-from gaeanet.runtime.place import without_place
+from gaeanet.runtime.ranks import without_ranks
 
 SECONDS = 300
 """The longest that a trial may take; compiling takes most of it."""
 
 
 class Doubts(NamedTuple):
-    """Why a way is not to be taken, in a few words; None where it is proven.
+    """Why a way is not to be taken, briefly; None where it is proven.
 
     Attributes:
         kernels: Our kernels in place of PyTorch's.
@@ -45,14 +45,14 @@ class Doubts(NamedTuple):
 def doubts(
     hp: Hyperparameters, precision: str, device: torch.device, micro_batch: int, graph: str | None = None
 ) -> Doubts:
-    """What speaks against our kernels and against replayed steps for the network of `hp`.
+    """Why not to take our kernels, and why not replayed steps, for the network of `hp`.
 
     The first call for a network on a kind of GPU takes as long as compiling; the verdict is remembered, unless the
     trial failed, which may be of the day: a full GPU, a busy machine.
 
     Args:
         micro_batch: Images of a micro-batch in the run, for which the kernels are compiled.
-        graph: What speaks against replayed steps already.
+        graph: Why not replayed steps, where that is known already.
     """
     why_not = obstacle(device, DTYPES[precision])
     if why_not is not None and graph is not None:
@@ -69,18 +69,18 @@ def doubts(
         file = cache_directory() / f"proof-{_fingerprint(request, device)}.json"
     except Unavailable as error:
         return Doubts(str(error), str(error))
-    found = _remembered(file)
-    if found is None:
+    verdict = _remembered(file)
+    if verdict is None:
         try:
-            found = _tried(request)
+            verdict = _tried(request)
         except TrialFailed as error:
             return Doubts(why_not or str(error), graph or str(error))
-        replace_text(file, json.dumps(found._asdict()))
-    return Doubts(why_not or found.kernels, graph or found.graph)
+        replace_text(file, json.dumps(verdict._asdict()))
+    return Doubts(why_not or verdict.kernels, graph or verdict.graph)
 
 
 class TrialFailed(Exception):
-    """A trial came to no verdict; the message says why, in a few words."""
+    """A trial came to no verdict; the message briefly says why."""
 
 
 def _remembered(file: Path) -> Doubts | None:
@@ -97,7 +97,7 @@ def _tried(request: dict[str, Any]) -> Doubts:
     try:
         ended = subprocess.run(
             command,
-            env=without_place(os.environ),
+            env=without_ranks(os.environ),
             input=json.dumps(request),
             capture_output=True,
             text=True,

@@ -1,7 +1,7 @@
 """Steps that a GPU replays: the kernels of one step, recorded as a CUDA graph and launched as one.
 
 PyTorch launches a step of a network of cells as thousands of kernels of some microseconds each, one by one, and a fast
-GPU waits for the next of them most of the time. A CUDA graph launches all of them at once: forward, backward, clipping,
+GPU waits for the next of them most of the time. A CUDA graph is a single launch: forward, backward, clipping,
 update, average and counters. Everything that changes from step to step is in tensors that stay where they are: images
 and labels are copied to them, rates, weights and statistics are read and written in place, and random draws follow the
 generator. So a replayed step does what a launched one does.
@@ -50,7 +50,7 @@ class _Recording:
 
 
 class Stepper:
-    """The steps of a learner, replayed or launched as its way says; launched, too, where they cannot be recorded.
+    """The steps of a learner, replayed or launched, by its way; launched, too, where they cannot be recorded.
 
     Whoever replaces the tensors of the learner or the objective, instead of writing to them, needs a new one.
     """

@@ -39,7 +39,7 @@ SPREAD = 3.0
 """How much further apart replayed and launched steps may be than launched steps and launched ones again."""
 
 ROUNDING = 0.02
-"""By how much more, relative to how far the weights moved: not all of PyTorch's kernels repeat to the last bit."""
+"""By how much more, relative to how far the weights moved: not all of PyTorch's kernels are deterministic."""
 
 
 def kernels_doubt(hp: Hyperparameters, device: torch.device, dtype: torch.dtype, count: int = IMAGES) -> str | None:
@@ -56,9 +56,9 @@ def kernels_doubt(hp: Hyperparameters, device: torch.device, dtype: torch.dtype,
     fuse(network)
     own = _results(network, normal, labels.to(device), dtype)
     for name in exact:
-        expected, found = distance(usual[name], exact[name]), distance(own[name], exact[name])
-        if not found <= BOUND * expected + SLACK:
-            return f"their {name} are {found:.1e} from float32, PyTorch's {expected:.1e}"
+        expected, actual = distance(usual[name], exact[name]), distance(own[name], exact[name])
+        if not actual <= BOUND * expected + SLACK:
+            return f"their {name} are {actual:.1e} from float32, PyTorch's {expected:.1e}"
     return None
 
 
@@ -91,9 +91,9 @@ def graph_doubt(hp: Hyperparameters, precision: str, device: torch.device, *, fu
                 raise
             return str(error)
     first, again, replay = moved
-    expected, found = distance(again, first), distance(replay, first)
-    if not found <= SPREAD * expected + ROUNDING:
-        return f"moves weights {found:.1e} apart from launched steps, those again {expected:.1e}"
+    expected, actual = distance(again, first), distance(replay, first)
+    if not actual <= SPREAD * expected + ROUNDING:
+        return f"moves weights {actual:.1e} apart from launched steps, those again {expected:.1e}"
     return None
 
 

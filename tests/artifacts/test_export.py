@@ -19,7 +19,7 @@ from tiny import NET, Result, TinyRun, make_folder, read_log
 
 import gaeanet.models.registry
 from gaeanet.artifacts import checkpoint
-from gaeanet.artifacts.export import export, timm_crop_share
+from gaeanet.artifacts.export import export, timm_crop_pct
 from gaeanet.artifacts.find import find, unique_names
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters
@@ -213,7 +213,7 @@ def test_timms_validation_agrees_to_the_image(gaeanet: Run, tmp_path: Path) -> N
 def test_timm_resizes_to_the_same_pixel() -> None:
     for size in range(32, 600):
         resize = round(size / 0.875)
-        assert math.floor(size / timm_crop_share(size, resize)) == resize
+        assert math.floor(size / timm_crop_pct(size, resize)) == resize
 
 
 def test_field_report_56_the_network_stays_in_its_mode_and_nothing_is_left_of_a_failure(

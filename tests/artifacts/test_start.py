@@ -55,7 +55,7 @@ def test_field_report_57_other_classes_replace_the_heads_only_and_say_so(
         "auxiliary_head.classifier.bias",
     }
     assert f"{kind} weights (3 classes there, 4 here)" in result.out
-    assert f"starts anew: {', '.join(sorted(heads))}; everything else is taken over" in result.out
+    assert f"starts anew: {', '.join(sorted(heads))}; everything else is loaded" in result.out
     given = find(tiny_run.run).tensors(kind)
     tensors = at_the_start(tmp_path / "runs" / "tiny")
     fresh = build_network(Hyperparameters(**{**find(tmp_path / "runs" / "tiny").hyperparameters.model_dump()}))

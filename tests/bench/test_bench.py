@@ -132,7 +132,7 @@ def test_the_time_of_a_run_is_predicted_to_a_factor_of_five(
             numbers["seconds_per_image"], abs=1e-3 if unit == "s" else 1e-6
         )
         assert float(rate.replace(",", "")) == pytest.approx(numbers["images_per_second"], rel=0.01)
-        assert int(share) == round(100 * numbers["share"])
+        assert int(share) == round(100 * numbers["fraction"])
     assert f"bottleneck: {found['bottleneck']['stage']}: " in table
     assert "whole run: 2 epochs in " in table
 

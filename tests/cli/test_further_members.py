@@ -13,8 +13,8 @@ import pytest
 from tiny import Result, TinyRun
 
 from gaeanet.errors import RequestError
-from gaeanet.runtime.place import place
 from gaeanet.runtime.processes import Processes
+from gaeanet.runtime.ranks import ranks
 
 Run = Callable[..., Result]
 Change = Callable[[Path], object]
@@ -218,11 +218,11 @@ def test_field_report_61_a_launcher_that_says_no_number(
 @pytest.mark.parametrize(("one", "all_"), [("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")])
 def test_field_report_61_a_process_beyond_their_number(one: str, all_: str) -> None:
     environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    assert place({**environment, one: "1"}).world_size == 2
+    assert ranks({**environment, one: "1"}).world_size == 2
     with pytest.raises(RequestError, match=f"{one} (is )?2 of {all_} 2.*: processes count from 0"):
-        place({**environment, one: "2"})
+        ranks({**environment, one: "2"})
     with pytest.raises(RequestError, match=f"{all_} is '0', where torchrun sets a whole number from 1"):
-        place({**environment, all_: "0"})
+        ranks({**environment, all_: "0"})
 
 
 def test_field_report_61_processes_that_cannot_find_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

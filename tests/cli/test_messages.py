@@ -34,7 +34,7 @@ def test_field_report_79_the_number_of_classes_that_is_proposed_is_accepted(tmp_
     proposed = re.search(r"--set hyperparameters.num_classes=(\d+)", str(refused.value))
     if classes == 1:
         assert proposed is None
-        assert "has 1 class (n00000000), and there is nothing to tell it from" in str(refused.value)
+        assert "has 1 class (n00000000), a network takes two or more" in str(refused.value)
     else:
         assert proposed
         tree["hyperparameters"]["num_classes"] = int(proposed[1])

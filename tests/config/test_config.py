@@ -135,7 +135,7 @@ def test_field_report_38_an_empty_or_unfilled_place_is_never_generated_images(
 ) -> None:
     path = tmp_path / "empty.yaml"
     path.write_text(f"data: {{{key}: {value}}}")
-    with pytest.raises(RequestError, match="name a place to read from"):
+    with pytest.raises(RequestError, match="name a location"):
         load_experiment(path)
 
 

@@ -43,10 +43,10 @@ def test_the_probabilities_are_the_networks(gaeanet: Run, tiny_run: TinyRun) -> 
     for row, path in zip(rows[:3], images):
         with torch.inference_mode():
             logits = network(normalize(ValidationTransform(32)(to_pixels(path.read_bytes()))[None]))
-        shares = logits.softmax(1)[0]
-        assert [guess["index"] for guess in row["top"]] == shares.argsort(descending=True).tolist()
+        probabilities = logits.softmax(1)[0]
+        assert [guess["index"] for guess in row["top"]] == probabilities.argsort(descending=True).tolist()
         assert [guess["probability"] for guess in row["top"]] == pytest.approx(
-            shares.sort(descending=True).values.tolist(), abs=1e-5
+            probabilities.sort(descending=True).values.tolist(), abs=1e-5
         )
         assert row["top"][0]["class"] == f"n{row['top'][0]['index']:08d}"
 

@@ -1,4 +1,4 @@
-"""Parts of photographs: the kernel's pixels are those of the whole to the last bit, and damage is never overlooked."""
+"""Parts of photographs: the kernel's pixels are those of the whole, bit for bit, and damage is never overlooked."""
 
 from __future__ import annotations
 

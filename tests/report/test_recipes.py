@@ -83,7 +83,7 @@ def test_the_recipes_are_the_published_ones() -> None:
 def test_distributed_yaml_asks_for_a_bucket_before_it_starts(gaeanet: Callable[..., Result]) -> None:
     result = gaeanet("train", ROOT / "distributed.yaml")
     assert result.code == 2
-    assert "data.bucket_name is '<your-bucket>': name a place to read from" in result.err
+    assert "data.bucket_name is '<your-bucket>': name a location" in result.err
 
 
 def _readme_commands() -> list[str]:

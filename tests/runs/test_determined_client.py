@@ -53,7 +53,7 @@ def runs_alone(files: list[dict[str, Any]], folder: Path) -> None:
     command = [sys.executable, "model_def.py", str(ROOT / "distributed.yaml")]
     result = subprocess.run(command, cwd=folder, env=keep, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2
-    assert "data.bucket_name is '<your-bucket>': name a place to read from" in result.stderr
+    assert "data.bucket_name is '<your-bucket>': name a location" in result.stderr
 
 
 PRIVATE = [".env", "runs/a/metrics.jsonl", "data/train/a.JPEG", ".git/config", ".venv/bin/python", "key.json"]

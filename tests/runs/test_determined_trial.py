@@ -189,7 +189,7 @@ def test_a_master_that_does_not_answer_questions_changes_nothing(tmp_path: Path)
         trial = Allocation(master, tmp_path / "storage")
         del trial.environment["OMP_NUM_THREADS"]
         assert trial.start().finish() == 0, trial.output
-    assert "does not say how many slots this machine has" in trial.output
+    assert "does not report how many slots this machine has" in trial.output
     assert master.steps()[-1] == 10
 
 

@@ -157,5 +157,5 @@ def test_a_port_that_is_taken_is_one_line(cluster: Slurm, undisturbed: tuple[Pat
             cluster(*command, MASTER_PORT=str(port))
     lines = [line for line in str(failed.value).splitlines() if "gaeanet" in line and "process 0" in line]
     assert len(lines) == 1
-    assert f"cannot meet at tcp://127.0.0.1:{port}" in lines[0]
+    assert f"cannot reach each other at tcp://127.0.0.1:{port}" in lines[0]
     assert "Traceback" not in str(failed.value)

@@ -1,4 +1,4 @@
-"""The search's mathematics: mirror descent, discretisation, costs, shares of images."""
+"""The search's mathematics: mirror descent, discretisation, costs, fractions of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import experiment_from
 from gaeanet.config.search import Search
 from gaeanet.data.sources.folder import FolderSource
-from gaeanet.data.sources.order import class_shares, stream_seed
+from gaeanet.data.sources.order import class_fractions, stream_seed
 from gaeanet.data.sources.subset import Subset
 from gaeanet.errors import RequestError
 from gaeanet.models.counting import count
@@ -231,26 +231,26 @@ def test_changes_are_edges_that_were_not_there() -> None:
 def test_shares_of_each_class_have_no_image_in_common(seed: int, counts: list[int], first: float, rest: float) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts)).astype(np.int32)
-    shares = (first, rest * (1 - first))
-    parts = class_shares(labels, len(counts), seed, shares)
+    fractions = (first, rest * (1 - first))
+    parts = class_fractions(labels, len(counts), seed, fractions)
     assert not set(parts[0]) & set(parts[1])
-    for part, share in zip(parts, shares):
+    for part, fraction in zip(parts, fractions):
         assert np.all(np.diff(part) > 0)
         found = np.bincount(labels[part], minlength=len(counts))
-        assert np.all(np.abs(found - share * np.array(counts)) <= 1)
-    assert all(np.array_equal(a, b) for a, b in zip(parts, class_shares(labels, len(counts), seed, shares)))
+        assert np.all(np.abs(found - fraction * np.array(counts)) <= 1)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, class_fractions(labels, len(counts), seed, fractions)))
 
 
 def test_other_seeds_choose_other_images() -> None:
     labels = np.zeros(100, np.int32)
-    a, b = (class_shares(labels, 1, seed, [0.5])[0] for seed in (0, 1))
+    a, b = (class_fractions(labels, 1, seed, [0.5])[0] for seed in (0, 1))
     assert not np.array_equal(a, b)
     assert stream_seed(0, 1) != stream_seed(1, 1) != 1
 
 
 def test_law_1_a_subset_is_visited_in_the_order_of_the_whole(tmp_path: Path) -> None:
     source = FolderSource(str(make_folder(tmp_path / "data")))
-    chosen = class_shares(source.catalog.train.labels, 3, 5, [0.5])[0]
+    chosen = class_fractions(source.catalog.train.labels, 3, 5, [0.5])[0]
     subset = Subset(source, chosen)
     assert len(subset.catalog.train) == 9
     assert subset.catalog.val is source.catalog.val
@@ -299,5 +299,5 @@ def test_null_values_are_the_methods_own() -> None:
     assert [search.rate for search in own.values()] == [0.1, 6e-4, 6e-4]
     assert [search.divisor for search in own.values()] == [4, 4, 1]
     assert [search.warmup(50) for search in own.values()] == [0, 15, 0]
-    assert own["gaea"].shares == (0.5, 0.5)
-    assert Search(level="single").shares == (1.0, 0.0)
+    assert own["gaea"].fractions == (0.5, 0.5)
+    assert Search(level="single").fractions == (1.0, 0.0)

@@ -26,7 +26,7 @@ from gaeanet.data.images.transforms import TrainingTransform
 from gaeanet.data.loading.loader import training_batches
 from gaeanet.data.sources.open import open_source
 from gaeanet.data.sources.order import stream_seed
-from gaeanet.data.sources.splits import image_shares
+from gaeanet.data.sources.splits import search_splits
 from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 from gaeanet.search.discretize import discretize
@@ -204,7 +204,7 @@ def test_law_1_both_streams_are_functions_of_seed_and_position(search_file: Writ
     """Whatever the number of processes, and wherever a run goes on, a step learns from the same two batches."""
     experiment = load_experiment(search_file(global_batch_size=4), data=str(t3))
     hp = experiment.hyperparameters
-    weights, others = image_shares(open_source(experiment), hp)
+    weights, others = search_splits(open_source(experiment), hp)
     assert others is not None
     for source, seed in ((weights, hp.seed), (others, stream_seed(hp.seed, 1))):
 

@@ -179,7 +179,7 @@ def test_keep_best_keeps_the_best_checkpoints(gaeanet: Run, experiment_file: Wri
     assert kept == best | {24}
 
 
-def test_field_report_48_a_damaged_newest_checkpoint_is_passed_over(
+def test_field_report_48_a_damaged_newest_checkpoint_is_skipped(
     gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path
 ) -> None:
     config = experiment_file(epochs=3)

@@ -20,7 +20,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.models.build import build_network
 from gaeanet.runtime.processes import Processes
 from gaeanet.training import acceleration, proof, recorded, trial
-from gaeanet.training.compilation import compile_share
+from gaeanet.training.compilation import compile_shard
 from gaeanet.training.proof import Doubts, doubts
 from gaeanet.training.recorded import Recorder
 
@@ -204,10 +204,10 @@ def test_processes_share_the_compilation_of_a_network(monkeypatch: pytest.Monkey
         return SimpleNamespace(hash=f"{self.__name__} {sorted((k, repr(v)) for k, v in constants.items())}")
 
     monkeypatch.setattr(JITFunction, "warmup", warmup)
-    assert compile_share(HP, 90, 0, 1) > 30
+    assert compile_shard(HP, 90, 0, 1) > 30
     whole = Counter(compiled)
     assert {"convolve", "weight_gradient_kernel", "forward_kernel", "backward_kernel"} <= whole.keys()
     compiled.clear()
-    parts = [compile_share(HP, 90, share, 3) for share in range(3)]
+    parts = [compile_shard(HP, 90, shard, 3) for shard in range(3)]
     assert Counter(compiled) == whole
     assert min(parts) > 0

@@ -5,7 +5,7 @@ twice as fast); what it cannot do, and everything else, goes through Pillow.
 
 A kernel (gaeanet/kernels/native/jpeg.cpp) decodes JPEGs of the common kinds with the same pixels, bit for bit; where
 only a part of a picture is wanted, as in training, nothing else of it. It reads the coded data to their end, so that
-damage is noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as said above,
+damage is noticed whichever part is asked for. Then, and for what it does not know, the whole is decoded as above,
 and what libjpeg warns of is damage, on every way alike.
 
 The rules for what is odd:
@@ -19,8 +19,8 @@ The rules for what is odd:
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
 - Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive
-  JPEG that lost its last scans but has an end mark is a whole picture, only softer, and cannot be told from one that
-  was saved so.)
+  JPEG that lost its last scans but has an end mark is a whole picture, only softer, and looks like one that was saved
+  so.)
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MAX_PIXELS = 90_000_000
 """270 MB of pixels; ImageNet's largest photograph has 61 million."""
 MAX_ASPECT = 16
 
-# Said by Pillow about what does not matter here; by thousands of ImageNet's photographs, in every worker, every epoch.
+# Pillow's warnings of what does not matter here; by thousands of ImageNet's photographs, in every worker, every epoch.
 _SAID_IN_VAIN = (
     r"(Possibly c|C)orrupt EXIF data|Truncated File Read|Image appears to be a malformed MPO|Palette images with"
 )
@@ -212,20 +212,20 @@ def _bound(image: ImageFile.ImageFile) -> None:
     progressive = "progressive" in image.info  # libjpeg holds all of its coefficients in memory, at any scale
     if image.format != "JPEG" or progressive or shrink is None:
         raise ImageError(f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
-    image.draft(None, (-(-width // shrink), -(-height // shrink)))  # libjpeg decodes at that scale at once
+    image.draft(None, (-(-width // shrink), -(-height // shrink)))  # libjpeg decodes directly at that scale
 
 
 def _without_text(data: bytes) -> bytes:
     """A PNG without its texts and colour profile: no pixel depends on them, and Pillow reads a megabyte at most."""
     if not data.startswith(_PNG):
         return data
-    kept, at = bytearray(_PNG), len(_PNG)
+    chunks, at = bytearray(_PNG), len(_PNG)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if data[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
-            kept += data[at:end]
+            chunks += data[at:end]
         at = end
-    return bytes(kept + data[at:])
+    return bytes(chunks + data[at:])
 
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -283,7 +283,7 @@ def _top(values: NDArray[np.float64], mode: str) -> float:
 def oddities(data: bytes) -> list[str]:
     """What is unusual about an image that decodes: its format, colours, EXIF; for the report of `gaeanet prepare`."""
     odd = []
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with _opened(data) as image:
             width, height = image.size
@@ -303,6 +303,6 @@ def oddities(data: bytes) -> list[str]:
                 odd.append("huge (decoded smaller)")
             if max(width, height) > MAX_ASPECT * min(width, height):
                 odd.append(f"longer than {MAX_ASPECT}:1 (centre kept)")
-    if "damaged EXIF" not in odd and any("EXIF" in str(warning.message) for warning in said):
+    if "damaged EXIF" not in odd and any("EXIF" in str(warning.message) for warning in caught):
         odd.append("damaged EXIF")
     return odd

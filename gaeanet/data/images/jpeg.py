@@ -1,4 +1,4 @@
-"""What a JPEG says about itself, and whether its coded data reach to its last row.
+"""A JPEG's headers, and whether its coded data reach to its last row.
 
 libjpeg, and so every reader built on it, fills what is missing at the end of the coded data with grey and reports
 success if only an end mark follows. It warns, which `libjpeg.decode` hears; Pillow, which alone decodes the largest
@@ -46,7 +46,7 @@ def tidied(data: bytes) -> bytearray:
     """The same picture without what libjpeg warns of in the segments before its coded data.
 
     That are bytes between two segments, a JFIF revision that it does not know and an Adobe transform that it does not
-    know; it goes on as if there were none, or those that it does.
+    know; it decodes as if there were none, or those that it does.
     """
     frame, header = read_header(data), bytearray(data[:2])
     for marker, start, end in segments(data):

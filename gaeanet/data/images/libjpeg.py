@@ -1,4 +1,4 @@
-"""Whole JPEGs through torchvision's decoder, and what libjpeg says of their damage.
+"""Whole JPEGs through torchvision's decoder, and libjpeg's warnings of damage.
 
 libjpeg fills what it cannot read with something and reports success; of the damage it prints one line to standard
 error, once an image, and no function of torchvision (or of Pillow, which drops the line) hands it on. So standard error
@@ -26,13 +26,13 @@ _WARNINGS = re.compile(
 """libjpeg's own: an image's first one is printed."""
 
 _OTHER_KIND = re.compile("not implemented|omitted at compile time|Unsupported (color|JPEG)|(C|c)olor ?space")
-"""Said of files that are whole, but of a kind that this libjpeg or torchvision does not read."""
+"""Messages for files that are intact, but of a kind that this libjpeg or torchvision does not read."""
 
 _one_at_a_time = threading.Lock()
 
 
 class Damage(Exception):
-    """What libjpeg found wrong with an image, in a few words."""
+    """What libjpeg found wrong with an image, briefly."""
 
 
 def decode(data: bytes, mode: ImageReadMode = ImageReadMode.RGB) -> Tensor | None:
@@ -51,13 +51,13 @@ def decode(data: bytes, mode: ImageReadMode = ImageReadMode.RGB) -> Tensor | Non
 
 
 def _decoded(data: bytearray, mode: ImageReadMode) -> tuple[Tensor | None, str]:
-    """Pixels, None where there are none, and what libjpeg said of them, which may be nothing."""
+    """Pixels, None where there are none, and libjpeg's message about them, which may be empty."""
     with _one_at_a_time:
         memory = _file_in_memory()
         try:
-            kept = os.dup(2)
+            saved = os.dup(2)
         except OSError:  # there is no standard error
-            kept = None
+            saved = None
         os.dup2(memory, 2)
         try:
             pixels: Tensor | None = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode)
@@ -65,15 +65,15 @@ def _decoded(data: bytearray, mode: ImageReadMode) -> tuple[Tensor | None, str]:
         except RuntimeError as error:
             pixels, fault = None, re.sub(r"^decode_jpeg, [^,]*, ", "", str(error).splitlines()[0])
         finally:
-            if kept is not None:
-                os.dup2(kept, 2)
-                os.close(kept)
+            if saved is not None:
+                os.dup2(saved, 2)
+                os.close(saved)
             elif memory != 2:
                 os.close(2)
             length = os.lseek(memory, 0, os.SEEK_END)
             printed = os.pread(memory, length, 0) if length else b""
             os.close(memory)
-    if kept is not None and (others := _WARNINGS.sub(b"", printed)):
+    if saved is not None and (others := _WARNINGS.sub(b"", printed)):
         os.write(2, others)
     warning = _WARNINGS.search(printed)
     return pixels, warning[1].decode("ascii", "replace") if warning else fault

@@ -1,7 +1,7 @@
 """AutoAugment (Cubuk et al. 2019) and RandAugment (Cubuk et al. 2020), as torchvision draws them and Pillow does them.
 
 Most of their operations replace each level of a channel by another one, or are parts of colour jitter: those the
-kernels do in place, to the last bit as Pillow. Rotations, shears, shifts and sharpness remain Pillow's.
+kernels do in place, bit for bit as Pillow. Rotations, shears, shifts and sharpness remain Pillow's.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _results(operation: str, magnitude: float) -> NDArray[np.int64]:
 
 
 def autocontrast(count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The levels that occur, spread over 0..255; `count` (256,) says how often each does."""
+    """The levels that occur, spread over 0..255; `count` (256,) is how often each does."""
     present = np.flatnonzero(count)
     low, high = present[0], present[-1]
     if low == high:

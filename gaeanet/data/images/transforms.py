@@ -32,12 +32,12 @@ STD = (0.229, 0.224, 0.225)
 """ImageNet's channel means and standard deviations, of pixels in 0..1."""
 
 VALIDATION_CROP = 0.875
-"""Share of the resized image that the validation crop shows: 224 of 256 pixels."""
+"""Fraction of the resized image that the validation crop shows: 224 of 256 pixels."""
 
 _ASPECTS = (3 / 4, 4 / 3)
 _ERASED_AREA = (0.02, 1 / 3)
 _ERASED_ASPECT = 10 / 3
-"""Of random erasing: bounds of the rectangle's share of the area, and of the longer side's ratio to the shorter."""
+"""Of random erasing: bounds of the rectangle's fraction of the area, and of the longer side's ratio to the shorter."""
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -54,13 +54,13 @@ def crop_box(height: int, width: int, min_area: float) -> tuple[int, int, int, i
     """
     draws = torch.rand(10, 2, dtype=torch.float64).tolist()
     log_low, log_high = math.log(_ASPECTS[0]), math.log(_ASPECTS[1])
-    place = torch.rand(2, dtype=torch.float64).tolist()
+    offset = torch.rand(2, dtype=torch.float64).tolist()
     for area_draw, aspect_draw in draws:
         area = height * width * (min_area + (1.0 - min_area) * area_draw)
         aspect = math.exp(log_low + (log_high - log_low) * aspect_draw)
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1)), h, w
+            return int(offset[0] * (height - h + 1)), int(offset[1] * (width - w + 1)), h, w
     w = min(width, max(1, round(height * _ASPECTS[1])))
     h = min(height, max(1, round(width / _ASPECTS[0])))
     return (height - h) // 2, (width - w) // 2, h, w
@@ -99,13 +99,13 @@ def erased(image: Tensor) -> Tensor:
     _, height, width = image.shape
     low, high = _ERASED_AREA
     log_aspect = math.log(_ERASED_ASPECT)
-    place = torch.rand(2, dtype=torch.float64).tolist()
+    offset = torch.rand(2, dtype=torch.float64).tolist()
     for area_draw, aspect_draw in torch.rand(10, 2, dtype=torch.float64).tolist():
         area = height * width * (low + (high - low) * area_draw)
         aspect = math.exp(log_aspect * (2 * aspect_draw - 1))
         h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if h < height and w < width:
-            top, left = int(place[0] * (height - h + 1)), int(place[1] * (width - w + 1))
+            top, left = int(offset[0] * (height - h + 1)), int(offset[1] * (width - w + 1))
             return _filled(image, top, left, top + h, left + w)
     return image
 
@@ -165,16 +165,16 @@ class TrainingTransform:
 
 
 class ValidationTransform:
-    """Shorter side to size / crop_share (256 for 224), central crop of `size`: nothing random.
+    """Shorter side to size / crop_fraction (256 for 224), central crop of `size`: nothing random.
 
     Attributes:
         size: Side of the crop in pixels.
         resize: Length of the shorter side before it.
     """
 
-    def __init__(self, size: int, crop_share: float = VALIDATION_CROP) -> None:
+    def __init__(self, size: int, crop_fraction: float = VALIDATION_CROP) -> None:
         self.size = size
-        self.resize = round(size / crop_share)
+        self.resize = round(size / crop_fraction)
 
     def __call__(self, image: Tensor) -> Tensor:
         return TF.center_crop(TF.resize(image, [self.resize], antialias=True), [self.size, self.size])

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from gaeanet.data.images.decode import ImageError, Picture, opened, to_pixels
 from gaeanet.data.loading.reads import Reads
 from gaeanet.data.loading.workers import PREFETCH
-from gaeanet.data.sources.order import batch_of, positions, replacements, sample_seed, share, steps_per_epoch
+from gaeanet.data.sources.order import batch_of, positions, replacements, sample_seed, shard_slice, steps_per_epoch
 from gaeanet.data.sources.source import Contents
 from gaeanet.data.sources.source import Source as Source
 from gaeanet.errors import GaeanetError, RunError
@@ -48,7 +48,7 @@ class TransformOfEpoch(Protocol):
 class Batch(NamedTuple):
     """Images uint8 (N, 3, H, W) in channels-last memory, labels int64 (N,), and the position they belong to.
 
-    `retries` counts the requests that were repeated for it, `bad` says of each image that does not decode which it is
+    `retries` counts the requests that were repeated for it, `bad` names each image that does not decode
     and why; others stand in its place.
     """
 
@@ -61,16 +61,16 @@ class Batch(NamedTuple):
 
 
 class _Block:
-    """The images of a batch, each written into its place in one block of memory."""
+    """The images of a batch, each written into its row in one block of memory."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._block: Tensor | None = None
 
-    def __setitem__(self, place: int, image: Tensor) -> None:
+    def __setitem__(self, row: int, image: Tensor) -> None:
         if self._block is None:
             self._block = torch.empty((self._count, *image.shape[1:], 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        self._block[place] = image
+        self._block[row] = image
 
     @property
     def images(self) -> Tensor:
@@ -126,7 +126,7 @@ class _TrainingBatches(_Faithful):
         self._repeats = repeats
         self._max_bad = max_bad
         self._global_batch = global_batch
-        self._share = share(global_batch, rank, world_size)
+        self._shard = shard_slice(global_batch, rank, world_size)
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def batch(self, position: tuple[int, int]) -> Batch:
@@ -135,16 +135,16 @@ class _TrainingBatches(_Faithful):
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, source.epoch_order(self._seed, epoch)
         samples, draws = batch_of(self._order[1], step, self._global_batch, self._repeats)
-        indices, draws = samples[self._share], draws[self._share]
+        indices, draws = samples[self._shard], draws[self._shard]
         transform = self._transform.at(epoch)
         block, taken, bad = _Block(len(indices)), indices.copy(), list[str]()
         contents = self._reads.watched(indices.tolist(), source.fetch("train", indices.tolist()))
-        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
-            draw = int(draws[place])
+        for row, (index, data) in enumerate(zip(indices.tolist(), contents)):
+            draw = int(draws[row])
             image = self._image(transform, epoch, index, draw, data, bad)
             if image is None:
-                taken[place], image = self._replacement(transform, epoch, index, draw, bad)
-            block[place] = image
+                taken[row], image = self._replacement(transform, epoch, index, draw, bad)
+            block[row] = image
         labels = torch.from_numpy(source.catalog.train.labels[taken]).long()
         return Batch(epoch, step, block.images, labels, source.retries - before, bad)
 
@@ -180,7 +180,7 @@ class _ValidationBatches(_Faithful):
         self, source: Source, transform: Transform, batch: int, rank: int, world_size: int, reads: Reads
     ) -> None:
         self._source, self._transform, self._batch, self._reads = source, transform, batch, reads
-        part = share(len(source.catalog.val), rank, world_size)
+        part = shard_slice(len(source.catalog.val), rank, world_size)
         self._indices = np.arange(part.start, part.stop, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -191,11 +191,11 @@ class _ValidationBatches(_Faithful):
         indices = self._indices[step * self._batch : (step + 1) * self._batch]
         block = _Block(len(indices))
         contents = self._reads.watched(indices.tolist(), source.fetch("val", indices.tolist()))
-        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
+        for row, (index, data) in enumerate(zip(indices.tolist(), contents)):
             try:
-                block[place] = self._transform(to_pixels(data))
+                block[row] = self._transform(to_pixels(data))
             except ImageError as error:
-                # Passed over, it would change the number that is reported.
+                # Skipped, it would change the number that is reported.
                 raise RunError(f"{source.path('val', index)}: {error}; validation needs every image") from None
         labels = torch.from_numpy(source.catalog.val.labels[indices]).long()
         return Batch(0, step, block.images, labels, source.retries - before)
@@ -215,11 +215,11 @@ class _PickedBatches(_Faithful):
         indices = np.asarray(self._picks[step], dtype=np.int64)
         block = _Block(len(indices))
         contents = self._reads.watched(indices.tolist(), source.fetch(self._split, indices.tolist()))
-        for place, (index, data) in enumerate(zip(indices.tolist(), contents)):
+        for row, (index, data) in enumerate(zip(indices.tolist(), contents)):
             try:
-                block[place] = self._transform(to_pixels(data))
+                block[row] = self._transform(to_pixels(data))
             except ImageError as error:
-                # Passed over, it would change the number that is reported.
+                # Skipped, it would change the number that is reported.
                 raise RunError(f"{source.path(self._split, index)}: {error}; every image counts") from None
         labels = torch.from_numpy(source.catalog.split(self._split).labels[indices]).long()
         return Batch(0, step, block.images, labels, source.retries - before)
@@ -250,7 +250,7 @@ def training_batches(
     max_bad: int = 0,
     repeats: int = 1,
 ) -> Batches:
-    """All training batches from position `start` to the end of the run, this process's share of each.
+    """All training batches from position `start` to the end of the run, this process's shard of each.
 
     A batch in which more than `max_bad` images do not decode raises `RunError`; over batches the caller counts. Each
     sample of a batch is in it `repeats` times, with other augmentation draws each time (see `order.batch_of`).
@@ -297,7 +297,7 @@ def validation_batches(
 def picked_batches(
     source: Source, split: str, transform: Transform, picks: Sequence[range], *, workers: int = 0
 ) -> Batches:
-    """The batches `picks` of a split, each a range of samples; a batch's `step` is its place among them."""
+    """The batches `picks` of a split, each a range of samples; a batch's `step` is its index among them."""
     reads = Reads(source, split, workers)
     loader = DataLoader(
         _PickedBatches(source, split, transform, picks, reads),
@@ -310,10 +310,10 @@ def picked_batches(
 
 
 def _start_method(source: Source, workers: int) -> str | None:
-    """How to start the workers: said here, since what Python does unasked differs between its versions.
+    """How to start the workers: stated here, since what Python does unasked differs between its versions.
 
     `fork` where source and system allow it: a worker then shares PyTorch and the source with its parent, and has memory
-    of its own for what it writes only. `forkserver` where a bucket's client is open, which does not live through a
+    of its own for what it writes only. `forkserver` where a bucket's client is open, which does not survive a
     fork; the server has imported what its workers need once for all. `spawn` on macOS, whose libraries do not survive
     a fork.
     """
@@ -350,5 +350,5 @@ def _end_with(trainer: int) -> None:
 
 
 def too_many(max_bad: int) -> str:
-    """Why a run does not go on with yet another image that does not decode."""
+    """Why a run ends at yet another image that does not decode."""
     return f"data.max_bad lets {max_bad} such training images pass; gaeanet prepare --verify finds them all"

@@ -10,22 +10,22 @@ from gaeanet.errors import RunError
 
 
 class ReadErrors:
-    """Requests repeated and images passed over, between two lines of the log and over the whole process.
+    """Requests repeated and images skipped, between two lines of the log and over the whole process.
 
     Args:
-        max_bad: Different training images that may be passed over.
-        say: Takes one sentence for each image when it is first met, and for each read that does not return.
+        max_bad: Different training images that may be skipped.
+        log: Takes one sentence for each image when it first occurs, and for each read that does not return.
     """
 
-    def __init__(self, max_bad: int, say: Callable[[str], None]) -> None:
-        self._max_bad, self._say = max_bad, say
+    def __init__(self, max_bad: int, log: Callable[[str], None]) -> None:
+        self._max_bad, self._log = max_bad, log
         self._known: set[str] = set()
         self._retries = self._skipped = 0
         self._awaited: Reads | None = None
 
     def watch(self, batches: Batches) -> Iterator[Batch]:
         """The same batches, counted; raises `RunError` naming the image that is one too many."""
-        hanging = HangingReads(batches.reads, self._say)
+        hanging = HangingReads(batches.reads, self._log)
         with hanging.reported():
             iterator = iter(batches)
             while True:
@@ -51,7 +51,7 @@ class ReadErrors:
                 self._known.add(image)
                 if len(self._known) > self._max_bad:
                     raise RunError(f"{image} ({too_many(self._max_bad)})")
-                self._say(f"passed over {image} ({len(self._known)} of at most {self._max_bad})")
+                self._log(f"skipped {image} ({len(self._known)} of at most {self._max_bad})")
 
     def line(self) -> dict[str, int]:
         """Counts since the last call, as the log names them."""

@@ -33,12 +33,12 @@ class Reads:
     def watched(self, indices: Iterable[int], contents: Iterator[Contents]) -> Iterator[Contents]:
         """The contents of the samples `indices`, each noted while it is awaited."""
         worker = get_worker_info()
-        place = 2 * worker.id if worker is not None else 0
+        cell = 2 * worker.id if worker is not None else 0
         for index in indices:
-            self._cells[place + 1] = time.monotonic()
-            self._cells[place] = index
+            self._cells[cell + 1] = time.monotonic()
+            self._cells[cell] = index
             content = next(contents)
-            self._cells[place] = _NONE
+            self._cells[cell] = _NONE
             yield content
 
     def longest(self) -> tuple[str, float] | None:
@@ -55,11 +55,11 @@ class HangingReads:
     """Reports reads that last longer than `PATIENCE`, each once, from a thread of its own.
 
     Args:
-        say: Receives the message.
+        log: Receives the message.
     """
 
-    def __init__(self, reads: Reads, say: Callable[[str], None]) -> None:
-        self._reads, self._say = reads, say
+    def __init__(self, reads: Reads, log: Callable[[str], None]) -> None:
+        self._reads, self._log = reads, log
         self._waiting = False
         self._ended = threading.Event()
 
@@ -88,4 +88,4 @@ class HangingReads:
             longest = self._reads.longest() if self._waiting else None
             if longest is not None and longest[1] > PATIENCE and longest[0] != reported:
                 reported = longest[0]
-                self._say(f"still reading {reported} after {duration(longest[1])}: does its file system answer?")
+                self._log(f"still reading {reported} after {duration(longest[1])}: does its file system answer?")

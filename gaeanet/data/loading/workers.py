@@ -22,7 +22,7 @@ def usable_workers(asked: int) -> int:
 
 
 def end_workers() -> None:
-    """Ends this process's workers at once, which may hang in a read; they leave other signals to this process."""
+    """Kills this process's workers, which may hang in a read; they leave other signals to this process."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would raise an error for each
     for worker in multiprocessing.active_children():
         worker.kill()

@@ -41,9 +41,9 @@ def hub_copy(location: str) -> Path:
 
 def _chosen(files: list[HubFile]) -> list[HubFile]:
     for kind in _KINDS:
-        found = [file for file in files if file.path.endswith(kind)]
+        of_kind = [file for file in files if file.path.endswith(kind)]
         of_split = {
-            split: [file for file in found if split_of(file.path) == split] for split in ("train", "val", "test")
+            split: [file for file in of_kind if split_of(file.path) == split] for split in ("train", "val", "test")
         }
         if of_split["train"]:
             beside = [file for file in files if kind == ".tar" and file.path.endswith(".json")]

@@ -109,8 +109,8 @@ def prepare(
         raise RunError(
             f"{error.filename or destination}: cannot be written: {reason(error)}; run again, it continues"
         ) from None
-    found = open_location(str(destination)).catalog
-    if found.fingerprint != catalog.fingerprint:
+    written = open_location(str(destination)).catalog
+    if written.fingerprint != catalog.fingerprint:
         (destination / TABLE).unlink()
         raise RunError(f"{destination}: holds other images too: move them away, or name an empty directory")
     print(shown(f"wrote {destination}: {counts}"))

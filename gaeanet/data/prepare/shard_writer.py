@@ -1,7 +1,7 @@
 """Writes shards: tar files in webdataset's layout, and the index that `gaeanet.data.sources.shards` reads.
 
 Training samples are spread over the shards by one permutation of all of them, so that any few neighbouring shards hold
-all classes. What is written depends on the images alone: written twice, it is the same to the last bit.
+all classes. What is written depends on the images alone: written twice, it is bit-exact.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _IMAGES = 4096
 
 
 class Spooled(Source):
-    """The images of `source` in files below `root`, which are written at once; those that are there are kept.
+    """The images of `source` in files below `root`, all written before this returns; those that are there are kept.
 
     Raises:
         RunError: An image cannot be read, or a file cannot be written.

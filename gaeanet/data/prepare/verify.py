@@ -38,8 +38,8 @@ def verify(location: str, columns: Sequence[str] | None = None) -> None:
     odd: Counter[str] = Counter()
     bad = []
     with WorkProgress(total, "images", 1) as progress:
-        for looked, found in _looked_at(source):
-            for image in found:
+        for looked, findings in _looked_at(source):
+            for image in findings:
                 odd.update(image.oddities)
                 if image.fault:
                     bad.append(f"{image.path}: {image.fault}")
@@ -74,22 +74,22 @@ def _take_source(source: Source) -> None:
 
 
 def _look(part: tuple[str, list[int]]) -> list[_Finding]:
-    """What there is to say about these images of a split."""
+    """The findings in these images of a split."""
     from gaeanet.data.images.decode import ImageError, oddities, to_pixels
 
     assert _source is not None
     split, indices = part
-    found = []
+    findings = []
     for index, data in zip(indices, _source.fetch(split, indices)):
         try:
             to_pixels(data)
         except ImageError as error:
-            found.append(_Finding(_source.path(split, index), [], str(error)))
+            findings.append(_Finding(_source.path(split, index), [], str(error)))
         else:
             assert isinstance(data, bytes)
             if odd := oddities(data):
-                found.append(_Finding(_source.path(split, index), odd, None))
-    return found
+                findings.append(_Finding(_source.path(split, index), odd, None))
+    return findings
 
 
 def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
@@ -99,8 +99,8 @@ def _looked_at(source: Source) -> Iterator[tuple[int, list[_Finding]]]:
         for split, order in ((split, source.reading_order(split)) for split in ("train", "val"))
         for start in range(0, len(order), _CHUNK)
     ]
-    context = multiprocessing.get_context("forkserver")  # a bucket's client does not live through a fork
+    context = multiprocessing.get_context("forkserver")  # a bucket's client does not survive a fork
     context.set_forkserver_preload(["gaeanet.data.loading.preload"])  # torch is imported once, not once a core
     with ProcessPoolExecutor(usable_cores(), context, initializer=_take_source, initargs=(source,)) as pool:
-        for (_, indices), found in zip(parts, pool.map(_look, parts)):
-            yield len(indices), found
+        for (_, indices), findings in zip(parts, pool.map(_look, parts)):
+            yield len(indices), findings

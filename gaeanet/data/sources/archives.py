@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
-from gaeanet.data.sources.entries import is_hidden_path, is_image, passed_over
+from gaeanet.data.sources.entries import is_hidden_path, is_image, skipped_note
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES
 from gaeanet.data.sources.source import Source
@@ -138,25 +138,25 @@ class ArchiveSource(Source):
                 classes[name.removesuffix(".tar")] = images
         return classes
 
-    def _by_name(self, found: Iterable[Member], where: str, wanted: Callable[[str], bool]) -> dict[str, Member]:
+    def _by_name(self, members: Iterable[Member], where: str, wanted: Callable[[str], bool]) -> dict[str, Member]:
         """Those that are wanted, by their names without folders; the others are noted, but for hidden ones.
 
         Raises:
             RequestError: Two have one name.
         """
-        kept: dict[str, Member] = {}
+        by_name: dict[str, Member] = {}
         others = []
-        for member in found:
+        for member in members:
             name = os.path.basename(member.name)
             if wanted(member.name):
-                if name in kept:
+                if name in by_name:
                     raise RequestError(f"{where}: holds two files called {shown(name)}: download it again")
-                kept[name] = member
+                by_name[name] = member
             elif not is_hidden_path(member.name):
                 others.append(member.name)
         if others:
-            self.notes.append(passed_over(where, others, "file that does not belong there", "files that do not"))
-        return kept
+            self.notes.append(skipped_note(where, others, "file that does not belong there", "files that do not"))
+        return by_name
 
     def read(self, split: str, index: int) -> bytes:
         offset, size = self._where[split][index].tolist()

@@ -28,13 +28,13 @@ def open_arrow(root: Path, files: list[str]) -> RangeSource:
             contradict each other.
     """
     units = by_split(files, root, "Arrow files")
-    paths = [path for found in units.values() for path in found]
+    paths = [path for split_paths in units.values() for path in split_paths]
     columns = {path: _columns(path) for path in paths}
     if other := next((path for path in paths if columns[path] != columns[paths[0]]), None):
         raise RequestError(f"{other}: has other columns or class names than {paths[0]}: two data sets")
     samples = Samples(units, columns[paths[0]].class_names)
-    for split, found in units.items():
-        for number, path in enumerate(found):
+    for split, split_paths in units.items():
+        for number, path in enumerate(split_paths):
             for name, label, offset, size in _samples(path, columns[path]):
                 samples.add(split, name, label, number, offset, size)
     return RangeSource(str(root), units, samples, [])
@@ -55,7 +55,7 @@ def _columns(path: Path) -> Columns:
 
 
 def _samples(path: Path, columns: Columns) -> Iterator[tuple[str, Label, int, int]]:
-    """Name, label and place of the image in each row."""
+    """Name, label, offset and size of the image in each row."""
     row = 0
     for batch, file in _batches(path):
         images, labels = batch.column(columns.image), batch.column(columns.label).to_pylist()

@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
-from gaeanet.data.sources.entries import is_hidden, is_image, passed_over
+from gaeanet.data.sources.entries import is_hidden, is_image, skipped_note
 from gaeanet.data.sources.index import Arrays, catalog_arrays, catalog_from, read_index, write_index
 from gaeanet.data.sources.layout import holds_images, split_folder
 from gaeanet.data.sources.source import Source
 from gaeanet.data.storage.bucket import BucketClient, Entry
 from gaeanet.data.storage.bucket_index import BucketIndexes
-from gaeanet.data.storage.local_copy import Check, LocalCopy, place_of
+from gaeanet.data.storage.local_copy import Check, LocalCopy, directory_of
 from gaeanet.errors import RequestError, RunError, reason
 
 _LOOKED_AT = 20_000
@@ -68,13 +68,13 @@ class BucketFolderSource(Source):
             indexes.use(self._index)
         self._load()
         check_names(self.catalog, client.location)
-        self.notes += self._passed_over
+        self.notes += self._skipped
         if client.retries:
             self.notes.append(f"{client.retries} requests had to be repeated while the bucket was listed")
         self._copy: LocalCopy | None = None
         if copy is not None:
             self._copy = LocalCopy(
-                place_of(client.location, copy), {s: self._sizes[s] for s in ("val", "train")}, copy_limit
+                directory_of(client.location, copy), {s: self._sizes[s] for s in ("val", "train")}, copy_limit
             )
             self.notes.append(self._copy.note)
 
@@ -83,13 +83,13 @@ class BucketFolderSource(Source):
         self.catalog = catalog_from(arrays, facts["classes"])
         self._folders: dict[str, str] = facts["folders"]
         self._etags_are_md5: bool = facts["etags_are_md5"]
-        self._passed_over: list[str] = facts["passed_over"]
+        self._skipped: list[str] = facts["passed_over"]
         self._sizes = {split: arrays[f"{split}.sizes"] for split in _SPLITS}
         self._digests = {split: arrays[f"{split}.digests"] for split in _SPLITS}
 
     def __getstate__(self) -> dict[str, object]:
         # A worker maps the index itself instead of getting a copy of a million entries.
-        mapped = ("catalog", "_folders", "_etags_are_md5", "_passed_over", "_sizes", "_digests")
+        mapped = ("catalog", "_folders", "_etags_are_md5", "_skipped", "_sizes", "_digests")
         return {key: value for key, value in self.__dict__.items() if key not in mapped}
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -108,14 +108,14 @@ class BucketFolderSource(Source):
 
     def read(self, split: str, index: int) -> bytes:
         name, check = f"{split}/{self.catalog.split(split).name(index)}", self._check(split, index)
-        kept = self._copy is not None and self._copy.keeps(split, index)
-        if self._copy and kept and (data := self._copy.read(name, check)) is not None:
+        is_copied = self._copy is not None and self._copy.keeps(split, index)
+        if self._copy and is_copied and (data := self._copy.read(name, check)) is not None:
             return data
         try:
             data = self._client.get(self._key(split, index), check)
         except RunError as error:
             raise RunError(f"{error}; if the bucket has changed, remove {self._index}") from None
-        if self._copy and kept:
+        if self._copy and is_copied:
             self._copy.store(name, data)
         return data
 
@@ -130,15 +130,15 @@ class BucketFolderSource(Source):
 
         def check(data: bytes) -> str | None:
             if len(data) != size:
-                return f"{len(data)} bytes came, the listing said {size}"
+                return f"{len(data)} bytes came, the listing has {size}"
             if self._etags_are_md5 and any(digest) and hashlib.md5(data, usedforsecurity=False).digest() != digest:
-                return "the bytes have another digest than the listing said"
+                return "the bytes have another digest than in the listing"
             return None
 
         return check
 
     def _holds(self, index: Path) -> bool:
-        """Whether an index still says what the bucket holds, as far as not too many requests can tell."""
+        """Whether an index still lists what the bucket holds, as far as a few requests can show."""
         self._index = index
         try:
             self._load()
@@ -151,13 +151,13 @@ class BucketFolderSource(Source):
             labels = _some_labels(samples.counts(len(classes)))
             listings = self._client.map(self._client.list, [f"{folder}/{classes[label]}" for label in labels])
             for label, listing in zip(labels, listings):
-                found = _images(listing)
+                images = _images(listing)
                 first, last = np.searchsorted(samples.labels, [label, label + 1])
-                if [entry.key for entry in found] != [self._key(split, index) for index in range(first, last)]:
+                if [entry.key for entry in images] != [self._key(split, index) for index in range(first, last)]:
                     return False
-                if [entry.size for entry in found] != self._sizes[split][first:last].tolist():
+                if [entry.size for entry in images] != self._sizes[split][first:last].tolist():
                     return False
-                if not np.array_equal(_digests(found), self._digests[split][first:last]):
+                if not np.array_equal(_digests(images), self._digests[split][first:last]):
                     return False
         return True
 
@@ -175,7 +175,7 @@ class BucketFolderSource(Source):
         catalog = Catalog(tuple(table), splits["train"], splits["val"])
         facts = {"classes": table, "folders": folders, "etags_are_md5": False, "passed_over": notes}
         if (first := arrays["train.digests"][0]).any():
-            # Encryption with one's own keys makes tags that look like a digest and are none: one object tells.
+            # Encryption with one's own keys makes tags that look like a digest and are none: one object shows it.
             data = self._client.get(f"{folders['train']}/{catalog.train.name(0)}", lambda _: None)
             facts["etags_are_md5"] = hashlib.md5(data, usedforsecurity=False).digest() == first.tobytes()
         arrays |= catalog_arrays(catalog)
@@ -220,11 +220,11 @@ class BucketFolderSource(Source):
         split = Split.of(samples())
         if others:
             what = "object that is no image by name", "objects that are no images by name"
-            notes.append(passed_over(self._client.url(folder), others, *what))
+            notes.append(skipped_note(self._client.url(folder), others, *what))
         return split, np.concatenate(sizes), np.concatenate(digests)
 
     def _split_folders(self) -> dict[str, str]:
-        """Folder of each split; where one is missing, the refusal names the place that may have been meant."""
+        """Folder of each split; where one is missing, the refusal names the prefix that may have been meant."""
         present = self._client.names("")
         try:
             return {split: split_folder(present, split, self.location) for split in _SPLITS}

@@ -1,6 +1,6 @@
 """The class table and the sample index that every source shares.
 
-A class's number is its place in the table of class names sorted as plain strings (code point by code point, as
+A class's number is its index in the table of class names sorted as plain strings (code point by code point, as
 torchvision and the ImageNet lists do), made from the training split and used for validation too.
 """
 
@@ -63,10 +63,10 @@ class Split:
 
     def take(self, indices: NDArray[np.int64]) -> Split:
         """The samples `indices`, ascending, as a split of their own."""
-        kept = np.zeros(len(self), bool)
-        kept[indices] = True
+        is_taken = np.zeros(len(self), bool)
+        is_taken[indices] = True
         lengths = np.diff(self.ends, prepend=0)
-        return Split(self.names[np.repeat(kept, lengths)], np.cumsum(lengths[indices]), self.labels[indices])
+        return Split(self.names[np.repeat(is_taken, lengths)], np.cumsum(lengths[indices]), self.labels[indices])
 
     def counts(self, classes: int) -> NDArray[np.int64]:
         """Samples of each class, (classes,)."""
@@ -83,7 +83,7 @@ class Catalog:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that tell this data set from another: class names and every sample's name."""
+        """Twelve hexadecimal digits that identify this data set: class names and every sample's name."""
         digest = hashlib.sha256("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         for split in (self.train, self.val):
             for values in (split.names, split.ends, split.labels):
@@ -108,7 +108,7 @@ class Catalog:
 
 @cache
 def imagenet_wnids() -> tuple[str, ...]:
-    """The WordNet ids of ILSVRC2012's classes, sorted: a class's number is its place here."""
+    """The WordNet ids of ILSVRC2012's classes, sorted: a class's number is its index here."""
     return tuple(sorted(_timm_table("imagenet_synsets.txt")))
 
 
@@ -159,10 +159,10 @@ def first_outside(names: NDArray[np.uint8], ends: NDArray[np.int64]) -> int | No
     suspect[filled] = (heads == ord("/")) | (heads == ord(".")) | (tails == ord("/"))
     text = names.tobytes()
     for pattern in (b"//", b"/.", b"\0"):
-        place = text.find(pattern)
-        while place >= 0:
-            suspect[np.searchsorted(ends, place, side="right")] = True
-            place = text.find(pattern, place + 1)
+        at = text.find(pattern)
+        while at >= 0:
+            suspect[np.searchsorted(ends, at, side="right")] = True
+            at = text.find(pattern, at + 1)
     for index in np.flatnonzero(suspect).tolist():
         name = names[starts[index] : ends[index]].tobytes().decode("utf-8", "surrogateescape")
         if not stays_inside(name):
@@ -222,7 +222,7 @@ def check_class_count(catalog: Catalog, num_classes: int, where: str) -> None:
     """Raises `RequestError` unless the network's classifier has as many outputs as the data has classes."""
     if len(catalog.classes) == 1:
         raise RequestError(
-            f"{where} has 1 class ({shown(catalog.classes[0])}), and there is nothing to tell it from: a network takes "
+            f"{where} has 1 class ({shown(catalog.classes[0])}), a network takes "
             "two or more, each a folder of its own in train/ and in val/"
         )
     if len(catalog.classes) != num_classes:

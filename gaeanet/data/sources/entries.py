@@ -1,4 +1,4 @@
-"""What is an image, and what is passed over: one definition for folders, archives, buckets, `prepare`, and `predict`.
+"""What is an image, and what is skipped: one definition for folders, archives, buckets, `prepare`, and `predict`.
 
 - An image is what has an image's suffix, whatever it holds, and is no directory.
 - Hidden entries are none: those that begin with a dot (`._x.jpg` and `.DS_Store` of a Mac, `.ipynb_checkpoints`), and
@@ -22,12 +22,12 @@ MOST_BYTES = 1_000_000_000
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry of a directory, archive or bucket is passed over, with all below it."""
+    """Whether an entry of a directory, archive or bucket is skipped, with all below it."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def is_hidden_path(path: str) -> bool:
-    """Whether an entry of this relative path is passed over: it, or a directory above it, is hidden."""
+    """Whether an entry of this relative path is skipped: it, or a directory above it, is hidden."""
     return any(map(is_hidden, path.removeprefix("./").split("/")))
 
 
@@ -41,7 +41,7 @@ def _has_image_suffix(path: str) -> bool:
 
 
 def identity(path: str | Path) -> tuple[int, int]:
-    """What tells a directory from all others, whatever link leads to it: device and inode."""
+    """What identifies a directory, whatever link leads to it: device and inode."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -57,7 +57,7 @@ def leads_to_directory(entry: os.DirEntry[str]) -> bool:
 def images_under(
     folder: str | Path,
     prefix: str = "",
-    passed: Callable[[str], object] = bool,
+    skipped: Callable[[str], object] = bool,
     closed: Callable[[OSError], object] | None = None,
     entered: set[tuple[int, int]] | None = None,
 ) -> Iterator[str]:
@@ -65,8 +65,8 @@ def images_under(
 
     Args:
         prefix: What the paths begin with.
-        passed: Is told of every file that is no image by its name.
-        closed: Is told why a directory cannot be listed.
+        skipped: Is called with every file that is no image by its name.
+        closed: Is called with why a directory cannot be listed.
         entered: Directories (device, inode) that were entered already; grows.
 
     Raises:
@@ -90,7 +90,7 @@ def images_under(
                     elif _has_image_suffix(entry.name):
                         yield begin + entry.name
                     else:
-                        passed(begin + entry.name)
+                        skipped(begin + entry.name)
         except OSError as error:
             if closed is None:
                 raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
@@ -112,7 +112,7 @@ def read_image(path: str | Path) -> bytes:
         return file.read()
 
 
-def passed_over(where: str, names: Sequence[str], one: str, many: str) -> str:
-    """A note on what is not used, with a few of the names; `one` and `many` say what these are."""
+def skipped_note(where: str, names: Sequence[str], one: str, many: str) -> str:
+    """A note on what is not used, with a few of the names; `one` and `many` are what these are called."""
     some = ", ".join(map(shown, sorted(names)[:3])) + (", ..." if len(names) > 3 else "")
-    return f"{where}: passed over {len(names)} {one if len(names) == 1 else many} ({some})"
+    return f"{where}: skipped {len(names)} {one if len(names) == 1 else many} ({some})"

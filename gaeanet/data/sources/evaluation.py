@@ -41,17 +41,17 @@ class EvaluationFolder(Files):
         with listing(root) as entries:
             folders = sorted(entry.name for entry in entries if leads_to_directory(entry) and not is_hidden(entry.name))
         images = {name: sorted(images_under(root / name, entered={identity(root)})) for name in folders}
-        found = [name for name in folders if images[name]]
-        if unknown := [name for name in found if name not in numbers]:
+        with_images = [name for name in folders if images[name]]
+        if unknown := [name for name in with_images if name not in numbers]:
             raise RequestError(
                 f"{root}: {unknown[0]} is not in the checkpoint's table of {len(classes)} classes "
-                f"({len(unknown)} of {len(found)} folders are not): {did_you_mean(unknown[0], classes[:8])}"
+                f"({len(unknown)} of {len(with_images)} folders are not): {did_you_mean(unknown[0], classes[:8])}"
             )
-        if not found:
+        if not with_images:
             raise RequestError(f"{root}: no images in class folders: one folder per class, images in it")
-        if len(found) < len(classes):
-            self.notes.append(f"{root}: images of {len(found)} of the {len(classes)} classes")
-        samples = [(f"{name}/{image}", numbers[name]) for name in found for image in images[name]]
+        if len(with_images) < len(classes):
+            self.notes.append(f"{root}: images of {len(with_images)} of the {len(classes)} classes")
+        samples = [(f"{name}/{image}", numbers[name]) for name in with_images for image in images[name]]
         self.catalog = Catalog(tuple(classes), Split.of([]), Split.of(samples))
 
     def path(self, split: str, index: int) -> str:
@@ -65,11 +65,11 @@ def open_evaluation_data(
     assume_classes: bool = False,
     minival: bool = False,
 ) -> tuple[Source, list[str]]:
-    """The images to count, and what there is to say about them, one sentence each.
+    """The images to evaluate, and notes about them, one sentence each.
 
     Args:
         state: Of the trained network: its class table and the data it was trained with.
-        location: Another place than the run's.
+        location: Another location than the run's.
         assume_classes: For weights without a class table: whether the data's sorted classes are taken for it.
         minival: Count what the run held out of its training split and validated on, in place of the validation split.
 
@@ -78,8 +78,8 @@ def open_evaluation_data(
     """
     classes, known = state.get("classes"), state.get("data") or {}
     settings = dict(known.get("settings") or {"location": known.get("location")})
-    share: float | None = settings.get("minival")
-    if minival and share is None:
+    fraction: float | None = settings.get("minival")
+    if minival and fraction is None:
         raise RequestError("--minival: the run held nothing out of its training split, data.minival is null: leave it")
     if location is not None:
         if not location.strip():
@@ -89,36 +89,36 @@ def open_evaluation_data(
         per_class = _data({**settings, "location": None}).generated_per_class
         size = round(hyperparameters.image_size * GENERATED_MARGIN)
         made = SyntheticSource(hyperparameters.num_classes, per_class, size, hyperparameters.seed)
-        return _counted(made, share, minival)
+        return _counted(made, fraction, minival)
     elif not settings.get("location") and not settings.get("bucket_name"):
-        raise RequestError("these weights came without data: say with --data what to evaluate them on")
+        raise RequestError("these weights came without data: name images with --data")
     data = _data(settings)
-    place = data.resolved_location
-    assert place is not None
-    source = _open(place, data, classes)
+    where = data.resolved_location
+    assert where is not None
+    source = _open(where, data, classes)
     notes = list(source.notes)
     if classes is None:
-        notes.append(_without_table(source.catalog, hyperparameters.num_classes, place, assume_classes))
+        notes.append(_without_table(source.catalog, hyperparameters.num_classes, where, assume_classes))
     else:
-        check_table(source.catalog, classes, f"{place}, against the checkpoint's classes")
+        check_table(source.catalog, classes, f"{where}, against the checkpoint's classes")
     if fingerprint := known.get("fingerprint"):
         if source.fingerprint == fingerprint:
             notes.append(f"the data are those of the run (fingerprint {fingerprint})")
         elif location is None:
             notes.append(f"the data have changed since the run: fingerprint {source.fingerprint}, then {fingerprint}")
-    source, more = _counted(source, share, minival)
+    source, more = _counted(source, fraction, minival)
     return source, notes + more
 
 
-def _counted(source: Source, share: float | None, minival: bool) -> tuple[Source, list[str]]:
-    """What is counted of a run that held `share` of its training split out: its validation split, or that share."""
-    if share is None:
+def _counted(source: Source, fraction: float | None, minival: bool) -> tuple[Source, list[str]]:
+    """What is evaluated of a run that held out `fraction` of its training split: that, or its validation split."""
+    if fraction is None:
         return source, []
     if minival:
         if not len(source.catalog.train):
             raise RequestError(f"{source.location}: no training split there to hold anything out of")
-        return with_minival(source, share), []
-    held_out = describe_minival(share)
+        return with_minival(source, fraction), []
+    held_out = describe_minival(fraction)
     return source, [f"the run validated on {held_out} (--minival counts that); this is the validation split"]
 
 
@@ -126,26 +126,28 @@ def _data(settings: dict[str, Any]) -> Data:
     return experiment_from({"data": settings}, "the checkpoint").data
 
 
-def _open(place: str, data: Data, classes: Sequence[str] | None) -> Source:
-    root = Path(place).expanduser()
-    if "://" not in place and is_directory(root):
+def _open(location: str, data: Data, classes: Sequence[str] | None) -> Source:
+    root = Path(location).expanduser()
+    if "://" not in location and is_directory(root):
         root = images_root(root)
         validation = next((root / name for name in SPLIT_FOLDERS["val"] if is_directory(root / name)), None)
         has_shards = any(root.glob("*.safetensors")) or any(root.glob("*.tar*"))
         if classes is not None and not is_directory(root / "train") and not has_shards:
-            return EvaluationFolder(place, validation or root, classes)
-    return open_location(place, data)
+            return EvaluationFolder(location, validation or root, classes)
+    return open_location(location, data)
 
 
-def _without_table(catalog: Catalog, num_classes: int, place: str, assume: bool) -> str:
+def _without_table(catalog: Catalog, num_classes: int, location: str, assume: bool) -> str:
     """Refuses data whose classes need not be those that the weights know, in that order."""
     if len(catalog.classes) != num_classes:
-        raise RequestError(f"{place}: {counted(len(catalog.classes), 'class')}, the network has {num_classes} outputs")
+        raise RequestError(
+            f"{location}: {counted(len(catalog.classes), 'class')}, the network has {num_classes} outputs"
+        )
     if catalog.classes == imagenet_wnids():
         return "the weights came without a class table: ImageNet's, sorted by WordNet id, is taken"
     if not assume:
         raise RequestError(
-            f"{place}: the weights came without a class table, so nothing says which output is which class: "
+            f"{location}: the weights came without a class table, so nothing says which output is which class: "
             "--assume-classes takes the data's, sorted"
         )
     return "the weights came without a class table: the data's, sorted, is taken as asked"

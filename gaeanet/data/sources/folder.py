@@ -12,7 +12,7 @@ from typing import Any
 
 from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_table
-from gaeanet.data.sources.entries import identity, images_under, is_hidden, leads_to_directory, passed_over, read_image
+from gaeanet.data.sources.entries import identity, images_under, is_hidden, leads_to_directory, read_image, skipped_note
 from gaeanet.data.sources.layout import (
     ARCHIVES,
     TABLE,
@@ -33,7 +33,7 @@ _LARGEST_TABLE = 256_000_000
 
 
 class Files(Source):
-    """A source whose samples are files on this machine; `path` says where each is."""
+    """A source whose samples are files on this machine, at `path`."""
 
     def read(self, split: str, index: int) -> bytes:
         """The bytes of a sample's file; raises `RunError` naming the file where it cannot be read."""
@@ -104,7 +104,7 @@ class FolderSource(Files):
 
     def _class_folders(self, path: Path) -> list[str]:
         """Names of the folders that hold something; hidden and empty ones and stray files are noted."""
-        folders, passed = [], []
+        folders, skipped = [], []
         with listing(path) as entries:
             for entry in entries:
                 above = {identity(path)}  # a link that leads back here is no class
@@ -113,23 +113,25 @@ class FolderSource(Files):
                     or not leads_to_directory(entry)
                     or not any(images_under(entry.path, entered=above))
                 ):
-                    passed.append(entry.name)
+                    skipped.append(entry.name)
                 else:
                     folders.append(entry.name)
-        if passed:
-            self.notes.append(passed_over(str(path), passed, "entry that holds no class", "entries that hold no class"))
+        if skipped:
+            self.notes.append(
+                skipped_note(str(path), skipped, "entry that holds no class", "entries that hold no class")
+            )
         return folders
 
     def _index(self, split: str, classes: tuple[str, ...]) -> Split:
-        root, passed = self._splits[split], list[str]()
+        root, skipped = self._splits[split], list[str]()
         samples = Split.of(
             (image, label)
             for label, name in enumerate(classes)
-            for image in sorted(images_under(root / name, f"{name}/", passed.append, entered={identity(root)}))
+            for image in sorted(images_under(root / name, f"{name}/", skipped.append, entered={identity(root)}))
         )
-        if passed:
+        if skipped:
             self.notes.append(
-                passed_over(str(root), passed, "file that is no image by name", "files that are no images by name")
+                skipped_note(str(root), skipped, "file that is no image by name", "files that are no images by name")
             )
         return samples
 
@@ -149,8 +151,8 @@ def _splits(root: Path) -> dict[str, Path]:
         return {split: root / split_folder(names, split, f"data.location: {root}") for split in ("train", "val")}
     except RequestError as error:
         meant = None if holds_images(names) else meant_instead(root)
-        found = f"did you mean {meant}?" if meant else f"{what_is_there(root)}; docs/data.md lists what is read"
-        raise RequestError(f"{error}; {found}") from None
+        advice = f"did you mean {meant}?" if meant else f"{what_is_there(root)}; docs/data.md lists what is read"
+        raise RequestError(f"{error}; {advice}") from None
 
 
 def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Split:
@@ -160,7 +162,7 @@ def flat_split(val_classes: Mapping[str, str], classes: tuple[str, ...]) -> Spli
 
 
 def table_of(catalog: Catalog) -> dict[str, Any]:
-    """What `dataset.json` says about a data set: the classes with their English names, counts, and fingerprint."""
+    """The content of a data set's `dataset.json`: the classes with their English names, counts, and fingerprint."""
     return {
         "classes": dict(zip(catalog.classes, catalog.class_names)),
         "counts": {

@@ -1,4 +1,4 @@
-"""Formats that others write ImageNet in, told apart by looking: tars, parquet, Arrow, TFRecords, MDS, tables."""
+"""Formats that others write ImageNet in, recognised by their files: tars, parquet, Arrow, TFRecords, MDS, tables."""
 
 from __future__ import annotations
 

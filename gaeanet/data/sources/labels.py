@@ -1,7 +1,7 @@
 """The classes of validation images that lie in one folder: from the devkit, from Kaggle's list, or from a package.
 
 The devkit numbers its classes in an order of its own (1 to 1000, not that of the sorted WordNet ids): its numbers are
-turned into WordNet ids at once and used for nothing else.
+turned into WordNet ids here and used for nothing else.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ def validation_classes(root: Path, files: Sequence[str], classes: Sequence[str])
     Raises:
         RequestError: No list of classes is found, or it does not fit the files.
     """
-    found = _from_kaggle(root, files) or _from_devkit(root, files) or _from_package(files)
-    if not found:
+    classes_of_files = _from_kaggle(root, files) or _from_devkit(root, files) or _from_package(files)
+    if not classes_of_files:
         raise RequestError(
             f"{root}: the classes of its {counted(len(files), 'validation image')} are not known: put "
             f"ILSVRC2012_devkit_t12.tar.gz or {_KAGGLE} there, or pip install 'gaeanet[imagenet]'"
         )
-    if foreign := sorted(set(found.values()) - set(classes)):
+    if foreign := sorted(set(classes_of_files.values()) - set(classes)):
         raise RequestError(f"{root}: validation images of class {foreign[0]}, which the training images lack")
-    return found
+    return classes_of_files
 
 
 def _from_kaggle(root: Path, files: Sequence[str]) -> dict[str, str]:
     above = (root, *root.parents[:4])
-    path = next((place / _KAGGLE for place in above if os.path.isfile(place / _KAGGLE)), None)
+    path = next((folder / _KAGGLE for folder in above if os.path.isfile(folder / _KAGGLE)), None)
     if path is None:
         return {}
     classes = _kaggle_rows(path)
@@ -74,12 +74,12 @@ def _kaggle_rows(path: Path) -> dict[str, str]:
                 if cells[:2] != ["ImageId", "PredictionString"]:
                     raise RequestError(f"{path}, line 1: must be ImageId,PredictionString, is {shown(header[:60])}")
             elif any(cells):
-                words = cells[1].split() if len(cells) > 1 else []
-                if not cells[0] or not words:
+                ids = cells[1].split() if len(cells) > 1 else []
+                if not cells[0] or not ids:
                     raise RequestError(
                         f"{path}, line {number}: needs an image and its class, has {shown(str(row)[:60])}"
                     )
-                if classes.setdefault(cells[0], words[0]) != words[0]:
+                if classes.setdefault(cells[0], ids[0]) != ids[0]:
                     raise RequestError(f"{path}, line {number}: {shown(cells[0])} has another class before")
     except UnicodeDecodeError as error:
         number = error.object[: error.start].count(b"\n") + 1

@@ -1,4 +1,4 @@
-"""What a place with images looks like: the names by which shards, archives and class folders are told apart."""
+"""What a location with images looks like: the names by which shards, archives and class folders are recognised."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def split_folder(names: Collection[str], split: str, where: str) -> str:
     Raises:
         RequestError: There is none, or more than one.
     """
-    found = [name for name in SPLIT_FOLDERS[split] if name in names]
-    if len(found) == 1:
-        return found[0]
+    present = [name for name in SPLIT_FOLDERS[split] if name in names]
+    if len(present) == 1:
+        return present[0]
     asked = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
     raise RequestError(
-        f"{where}: has both {' and '.join(f'{name}/' for name in found)}: remove or rename one"
-        if found
+        f"{where}: has both {' and '.join(f'{name}/' for name in present)}: remove or rename one"
+        if present
         else f"{where}: has no {asked} folder in it"
     )
 
 
 def holds_images(names: Collection[str]) -> bool:
-    """Whether a directory or bucket prefix with these entries is a place that images can be read from."""
+    """Whether a directory or bucket prefix with these entries is one that images can be read from."""
     has_splits = all(any(name in names for name in folders) for folders in SPLIT_FOLDERS.values())
     return has_splits or INDEX in names or ARCHIVES["train"] in names
 

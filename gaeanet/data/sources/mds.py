@@ -43,11 +43,11 @@ def open_mds(root: Path, indexes: list[str]) -> RangeSource:
             or labels, or the labels contradict each other.
     """
     splits = by_split(indexes, root, "index.json files")
-    shards = {split: [shard for index in found for shard in _shards(index)] for split, found in splits.items()}
-    units = {split: [shard.path for shard in found] for split, found in shards.items()}
+    shards = {split: [shard for index in of_split for shard in _shards(index)] for split, of_split in splits.items()}
+    units = {split: [shard.path for shard in of_split] for split, of_split in shards.items()}
     samples = Samples(units)
-    for split, found in shards.items():
-        for number, shard in enumerate(found):
+    for split, of_split in shards.items():
+        for number, shard in enumerate(of_split):
             for name, label, offset, size in _samples(shard):
                 samples.add(split, name, label, number, offset, size)
     return RangeSource(str(root), units, samples, [])
@@ -93,7 +93,7 @@ def _shards(index: Path) -> Iterator[_Shard]:
 
 
 def _samples(shard: _Shard) -> Iterator[tuple[str, Label | None, int, int]]:
-    """Name, label and place of the image of each sample."""
+    """Name, label, offset and size of the image of each sample."""
     image, label, name = _columns(shard)
     try:
         with open(shard.path, "rb") as file:
@@ -108,18 +108,18 @@ def _samples(shard: _Shard) -> Iterator[tuple[str, Label | None, int, int]]:
                     raise RequestError(f"{where}: damaged: lies outside of its shard: download it again")
                 varying = sum(size is None for _, _, size in shard.columns)
                 sizes = iter(struct.unpack(f"<{varying}I", os.pread(descriptor, 4 * varying, start)))
-                at, places = start + 4 * varying, dict[str, tuple[int, int]]()
+                at, spans = start + 4 * varying, dict[str, tuple[int, int]]()
                 for column, _, fixed in shard.columns:
                     size = next(sizes) if fixed is None else fixed
-                    places[column] = at, size
+                    spans[column] = at, size
                     at += size
                 if at != stop:
                     raise RequestError(f"{where}: damaged: its columns do not fill it: download it again")
-                value = _value(os.pread(descriptor, min(places[label][1], 4096), places[label][0]), shard, label, where)
+                value = _value(os.pread(descriptor, min(spans[label][1], 4096), spans[label][0]), shard, label, where)
                 stem = f"{shard.path.stem.replace('.', '_')}_{number:06d}"
-                told = os.pread(descriptor, min(places[name][1], 4096), places[name][0]) if name else b""
-                text = told.decode("utf-8", "surrogateescape")
-                yield text or stem + _IMAGES[_encodings(shard)[image]], value, *places[image]
+                raw_name = os.pread(descriptor, min(spans[name][1], 4096), spans[name][0]) if name else b""
+                text = raw_name.decode("utf-8", "surrogateescape")
+                yield text or stem + _IMAGES[_encodings(shard)[image]], value, *spans[image]
     except struct.error:
         raise RequestError(f"{shard.path}: damaged or cut short: download it again") from None
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From the `data:` block to the source it names. Nothing here imports torch: what cannot be read is refused at once."""
+"""From the `data:` block to the source it names. A location that cannot be read is refused before torch is loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
 from gaeanet.runtime.files import exists
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 
 GENERATED_MARGIN = 1.15
 """Generated images are this much larger than the network's input, as photographs are before the crop."""
@@ -69,12 +69,12 @@ def open_source(experiment: Experiment) -> Source:
 def _smallest_batch(batches: Batches) -> int:
     """The smallest global batch of two images a process that the repetitions divide."""
     repeats = batches.repeated_augmentation
-    return -(-2 * place().world_size // repeats) * repeats
+    return -(-2 * ranks().world_size // repeats) * repeats
 
 
 def _check_batches(batches: Batches) -> None:
-    """Refuses shares or parts of one image: batch norm needs at least two."""
-    processes = place().world_size
+    """Refuses shards or micro-batches of one image: batch norm needs at least two."""
+    processes = ranks().world_size
     images = batches.global_batch_size
     smallest, largest = images // processes, -(-images // processes)
     if smallest < 2:
@@ -86,8 +86,8 @@ def _check_batches(batches: Batches) -> None:
     if most and smallest // parts < 2:
         enough = next(count for count in range(most + 1, largest + 1) if smallest // -(-largest // count) >= 2)
         raise RequestError(
-            f"hyperparameters.max_batch_per_slot {most} makes parts of a single image from a share of {smallest}, and "
-            f"batch norm needs two: make it {enough}"
+            f"hyperparameters.max_batch_per_slot {most} makes micro-batches of one image from shards of {smallest}: "
+            f"batch norm needs two, make it {enough}"
         )
 
 

@@ -64,37 +64,37 @@ def windowed_order(shard_of: NDArray[np.int32], shards: int, window: int, seed: 
     """
     if shards <= window:
         return epoch_order(len(shard_of), seed, epoch)
-    place = np.empty(shards, dtype=np.float64)
-    place[np.argsort(_hashes(_hash(_SHARD, seed, epoch), shards), kind="stable")] = np.arange(shards)
+    position = np.empty(shards, dtype=np.float64)
+    position[np.argsort(_hashes(_hash(_SHARD, seed, epoch), shards), kind="stable")] = np.arange(shards)
     delay = (_hashes(_hash(_ORDER, seed, epoch), len(shard_of)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return np.argsort(place[shard_of] + window * delay, kind="stable")
+    return np.argsort(position[shard_of] + window * delay, kind="stable")
 
 
-def class_shares(
-    labels: NDArray[np.int32], classes: int, seed: int, shares: Sequence[float]
+def class_fractions(
+    labels: NDArray[np.int32], classes: int, seed: int, fractions: Sequence[float]
 ) -> list[NDArray[np.int64]]:
-    """Parts of the samples that have none in common, with given shares of each class.
+    """Parts of the samples that have none in common, with given fractions of each class.
 
     Args:
         labels: Class of each sample, int32 (n,).
-        shares: Of each part, together at most 1.
+        fractions: Of each part, together at most 1.
 
     Returns:
         The numbers of each part's samples, ascending, int64.
     """
-    return shares_by_key(labels, classes, _hashes(_hash(_PICK, seed), len(labels)), shares)
+    return fractions_by_key(labels, classes, _hashes(_hash(_PICK, seed), len(labels)), fractions)
 
 
-def shares_by_key(
-    labels: NDArray[np.int32], classes: int, keys: NDArray[np.uint64], shares: Sequence[float]
+def fractions_by_key(
+    labels: NDArray[np.int32], classes: int, keys: NDArray[np.uint64], fractions: Sequence[float]
 ) -> list[NDArray[np.int64]]:
-    """The same where `keys`, uint64 (n,), say in which order a class's samples go into the parts: smallest first."""
+    """The same where `keys`, uint64 (n,), order a class's samples: smallest first."""
     order = np.lexsort((keys, labels))
     counts = np.bincount(labels, minlength=classes)
-    place = np.empty(len(labels), np.int64)  # of a sample among those of its class, by key
-    place[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    ends = [np.floor(total * counts + 0.5 + 1e-9)[labels] for total in np.cumsum([0.0, *shares])]
-    return [np.flatnonzero((place >= low) & (place < high)) for low, high in pairwise(ends)]
+    rank = np.empty(len(labels), np.int64)  # of a sample among those of its class, by key
+    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ends = [np.floor(total * counts + 0.5 + 1e-9)[labels] for total in np.cumsum([0.0, *fractions])]
+    return [np.flatnonzero((rank >= low) & (rank < high)) for low, high in pairwise(ends)]
 
 
 def stream_seed(seed: int, stream: int) -> int:
@@ -147,8 +147,8 @@ def steps_per_epoch(count: int, global_batch: int) -> int:
     return count // global_batch
 
 
-def share(global_batch: int, rank: int, world_size: int) -> slice:
-    """The part of a global batch that process `rank` of `world_size` works on; the shares differ by one at most."""
+def shard_slice(global_batch: int, rank: int, world_size: int) -> slice:
+    """The part of a global batch that process `rank` of `world_size` works on; the shards differ by one at most."""
     return slice(global_batch * rank // world_size, global_batch * (rank + 1) // world_size)
 
 

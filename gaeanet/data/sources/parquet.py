@@ -1,6 +1,6 @@
 """Parquet files with images in them, as Hugging Face keeps data sets: a column of images and one of labels.
 
-Images lie in compressed pages, so one of them costs a whole group of rows: such a place is read from one end to the
+Images lie in compressed pages, so one of them costs a whole group of rows: such a source is read from one end to the
 other (`gaeanet prepare`), never at random.
 """
 
@@ -200,7 +200,7 @@ def _bytes_of(file: Any, column: str) -> int:
 
 
 def _first_suffix(file: Any, path: Path, columns: Columns) -> str:
-    """What a file is called whose name is not told: as the first image's content."""
+    """The name of a file that has none of its own: by the first image's content."""
     wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
     for batch in _batches(file, path, 1, [wanted]):
         entry = _values(batch, columns.image, path)[0]
@@ -290,8 +290,8 @@ def find_columns(schema: Any, path: Path, asked: Sequence[str] | None = None) ->
 
 def _chosen(names: list[str], known: Iterable[str], alone: bool = True) -> str | None:
     """The one among `names` that is called as is usual, or that is the only one."""
-    found = next((name for name in known if name in names), None)
-    return found or (names[0] if alone and len(names) == 1 else None)
+    usual = next((name for name in known if name in names), None)
+    return usual or (names[0] if alone and len(names) == 1 else None)
 
 
 def _class_names(schema: Any, path: Path) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from gaeanet.errors import RequestError, reason
 
 _KIND = "ranges.safetensors"
 _VERSION = 1
-"""Of what the index says: raised when the same files would give another catalog."""
+"""Of the index's content: raised when the same files would give another catalog."""
 
 
 class IndexedRanges(RangeSource):

@@ -62,7 +62,7 @@ class Samples:
 
     Args:
         units: The files that the samples are in, for messages and for samples of the same name.
-        class_names: What the format says its class numbers mean, or None.
+        class_names: The names of its class numbers, where the format has them, or None.
     """
 
     def __init__(self, units: Mapping[str, Sequence[Path]], class_names: Sequence[str] | None = None) -> None:
@@ -85,19 +85,19 @@ class Samples:
 
         Args:
             name: Its path as the format has it, with an image's suffix.
-            label: Number or name of its class; None where only its name may tell.
+            label: Number or name of its class; None where only its name may show it.
             unit: Number of the file it is in.
             offset, size: Where its bytes are in that file.
             wnid: Its WordNet id, where the format has that beside the label.
 
         Raises:
-            RequestError: Nothing tells its class, or what does is no class.
+            RequestError: It has no class, or what stands for one is none.
         """
-        found = _IN_NAME.search(name)
-        named = (found[1] or found[2]) if found else None
+        match = _IN_NAME.search(name)
+        named = (match[1] or match[2]) if match else None
         if wnid is not None and named not in (None, wnid):
             raise RequestError(
-                f"{self._place(split, unit, name)}: its WordNet id is {wnid}, its name says {named}: one is wrong"
+                f"{self._location(split, unit, name)}: its WordNet id is {wnid}, its name says {named}: one is wrong"
             )
         wnid = wnid or named
         if isinstance(label, str) and _INTEGER.fullmatch(label):
@@ -105,18 +105,18 @@ class Samples:
         if label is None:
             label = wnid
         if label is None or label == "":
-            raise RequestError(f"{self._place(split, unit, name)}: has no label")
+            raise RequestError(f"{self._location(split, unit, name)}: has no label")
         if isinstance(label, int):
             most = len(self.class_names) if self.class_names else 1 << 31
             if not 0 <= label < most:
                 asked = f"0 to {most - 1}, one for each class name" if self.class_names else "0 or more"
-                raise RequestError(f"{self._place(split, unit, name)}: its label is {label}, must be {asked}")
+                raise RequestError(f"{self._location(split, unit, name)}: its label is {label}, must be {asked}")
             if self.class_names and WNID.fullmatch(self.class_names[label]):
                 label = self.class_names[label]
         if isinstance(label, str) and WNID.fullmatch(label):
             if wnid not in (None, label):
                 raise RequestError(
-                    f"{self._place(split, unit, name)}: its label is {label}, its name says {wnid}: one is wrong"
+                    f"{self._location(split, unit, name)}: its label is {label}, its name says {wnid}: one is wrong"
                 )
             wnid = label
         rows = self.rows[split]
@@ -128,15 +128,15 @@ class Samples:
         rows.offsets.append(offset)
         rows.sizes.append(size)
 
-    def _place(self, split: str, unit: int, name: str) -> str:
+    def _location(self, split: str, unit: int, name: str) -> str:
         return f"{self.units[split][unit]}: {shown(shortened(name, 100))}"
 
     def catalog(self, where: str, notes: list[str]) -> tuple[Catalog, dict[str, NDArray[np.int64]]]:
         """The catalog, and for each split the row of each of its samples, int64 (samples,).
 
         Args:
-            where: The place, for messages.
-            notes: Grows by what there is to say about the classes.
+            where: The location, for messages.
+            notes: Notes about the classes are appended to it.
 
         Raises:
             RequestError: The labels contradict each other or the names, the splits have different classes, or two
@@ -197,24 +197,24 @@ class Samples:
         return [f"{key:0{width}d}" for key in numbers]
 
     def _wnid_of_keys(self, keys: list[Label]) -> dict[int, str]:
-        """The WordNet id of each key that any sample tells it for; raises `RequestError` where samples disagree."""
+        """The WordNet id of each key for which any sample has one; raises `RequestError` where samples disagree."""
         wnids, known, key_of = list(self._wnids), dict[int, str](), dict[str, int]()
         for split, rows in self.rows.items():
             of_row = np.frombuffer(rows.wnids, np.int32)
-            told = np.flatnonzero(of_row >= 0)
-            pairs = np.frombuffer(rows.keys, np.int32)[told].astype(np.int64) << 32 | of_row[told]
+            with_wnid = np.flatnonzero(of_row >= 0)
+            pairs = np.frombuffer(rows.keys, np.int32)[with_wnid].astype(np.int64) << 32 | of_row[with_wnid]
             unique, first = np.unique(pairs, return_index=True)
             for at in np.argsort(first):
-                row, key, wnid = int(told[first[at]]), int(unique[at] >> 32), wnids[int(unique[at] & 0xFFFFFFFF)]
-                place = self._place(split, rows.units[row], rows.name(row))
+                row, key, wnid = int(with_wnid[first[at]]), int(unique[at] >> 32), wnids[int(unique[at] & 0xFFFFFFFF)]
+                sample = self._location(split, rows.units[row], rows.name(row))
                 if known.setdefault(key, wnid) != wnid:
                     raise RequestError(
-                        f"{place}: its label is {shown(str(keys[key]))}, which is {known[key]} for others, its name "
+                        f"{sample}: its label is {shown(str(keys[key]))}, which is {known[key]} for others, its name "
                         f"says {wnid}: one of them is wrong"
                     )
                 if key_of.setdefault(wnid, key) != key:
                     raise RequestError(
-                        f"{place}: {wnid} has the label {shown(str(keys[key]))}, and {shown(str(keys[key_of[wnid]]))} "
+                        f"{sample}: {wnid} has the label {shown(str(keys[key]))}, and {shown(str(keys[key_of[wnid]]))} "
                         "for others: one of them is wrong"
                     )
         return known
@@ -224,7 +224,7 @@ class Samples:
         for split, rows in self.rows.items():
             if key in rows.keys:
                 row = rows.keys.index(key)
-                return self._place(split, rows.units[row], rows.name(row))
+                return self._location(split, rows.units[row], rows.name(row))
         raise AssertionError(key)
 
     def _split(
@@ -238,7 +238,7 @@ class Samples:
         for label, name in enumerate(classes):
             group = by_class[bounds[label] : bounds[label + 1]].tolist()
             files = [file_name(rows.name(row), name) for row in group]
-            if len(set(files)) < len(files):  # whole paths tell them apart, or the files that they are in
+            if len(set(files)) < len(files):  # whole paths distinguish them, or the files that they are in
                 files = [_path(rows.name(row)) for row in group]
             if len(set(files)) < len(files):
                 units = self.units[split]
@@ -250,7 +250,7 @@ class Samples:
             for (one, _), (other, row) in pairwise(pairs):
                 if one == other:
                     raise RequestError(
-                        f"{self._place(split, rows.units[row], rows.name(row))}: two samples of class {shown(name)} "
+                        f"{self._location(split, rows.units[row], rows.name(row))}: two samples of class {shown(name)} "
                         "have this name: rename one"
                     )
             for text, row in pairs:
@@ -258,8 +258,8 @@ class Samples:
                 ends.append(len(names))
                 order.append(row)
         rows_in_order = np.frombuffer(order, np.int64)
-        found = Split(np.frombuffer(names, np.uint8), np.frombuffer(ends, np.int64), labels[rows_in_order])
-        return found, rows_in_order
+        ordered = Split(np.frombuffer(names, np.uint8), np.frombuffer(ends, np.int64), labels[rows_in_order])
+        return ordered, rows_in_order
 
 
 class Ranges(NamedTuple):
@@ -300,7 +300,7 @@ def _path(path: str) -> str:
 def is_imagenet_list(names: Sequence[str]) -> bool:
     """Whether these are the English names of ILSVRC2012's classes in the order of their WordNet ids.
 
-    Lists differ in how they tell the two cranes apart, and the like: most names must agree in their first word.
+    Lists name the two cranes, and the like, differently: most names must agree in their first word.
     """
     known = imagenet_english()
     if len(names) != len(known):

@@ -25,7 +25,7 @@ from gaeanet.data.sources.layout import INDEX
 from gaeanet.data.sources.source import Source
 from gaeanet.data.storage.bucket import BucketClient
 from gaeanet.data.storage.bucket_index import BucketIndexes
-from gaeanet.data.storage.local_copy import Check, LocalCopy, ShardWindow, place_of
+from gaeanet.data.storage.local_copy import Check, LocalCopy, ShardWindow, directory_of
 from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.files import exists
 from gaeanet.runtime.names import inside
@@ -107,7 +107,7 @@ class ShardSource(Source):
         return order.windowed_order(self._where["train"][0], len(self._shards["train"]), SHUFFLE_WINDOW, seed, epoch)
 
     def read(self, split: str, index: int) -> bytes:
-        shard, offset, size = self._place(split, index)
+        shard, offset, size = self._span_of(split, index)
         try:
             data = self._read_file(inside(self._root, shard.name), offset, size)
         except OSError as error:
@@ -116,7 +116,7 @@ class ShardSource(Source):
             raise RunError(f"{self.path(split, index)}: {wrong}: copy or prepare the shard again")
         return data
 
-    def _place(self, split: str, index: int) -> tuple[Shard, int, int]:
+    def _span_of(self, split: str, index: int) -> tuple[Shard, int, int]:
         shard, offset, size, _ = self._where[split]
         return self._shards[split][int(shard[index])], int(offset[index]), int(size[index])
 
@@ -170,23 +170,23 @@ class BucketShardSource(ShardSource):
             sizes = {
                 split: np.array([shard.size for shard in self._shards[split]], np.int64) for split in ("val", "train")
             }
-            self._copy = LocalCopy(place_of(client.location, copy), sizes, copy_limit)
+            self._copy = LocalCopy(directory_of(client.location, copy), sizes, copy_limit)
             self.notes.append(self._copy.note)
         self._window = self._opened_window(cache) if copy is None else None
 
     def _opened_window(self, cache: Path) -> ShardWindow | None:
-        """A place for the shards that are mixed at the moment: this epoch's, and as many that go out or come in."""
+        """A folder for the shards that are mixed at the moment: this epoch's, and as many that go out or come in."""
         most = 2 * (SHUFFLE_WINDOW + 1)
-        room = most * max(shard.size for shard in self._all_shards())
-        place = place_of(self.location, cache)
-        place = place.with_name(f"{place.name}.window")
-        if not ShardWindow.has_room(place, room):
+        needed = most * max(shard.size for shard in self._all_shards())
+        folder = directory_of(self.location, cache)
+        folder = folder.with_name(f"{folder.name}.window")
+        if not ShardWindow.has_space(folder, needed):
             self.notes.append(
-                f"{place}: has no {room / 1e9:.1f} GB for the shards that are mixed at the moment: each image is a "
-                "request of its own (data.data_download_dir names another place)"
+                f"{folder}: has no {needed / 1e9:.1f} GB free for the shards that are mixed now: each image is a "
+                "request of its own (data.data_download_dir names another folder)"
             )
             return None
-        return ShardWindow(place, most)
+        return ShardWindow(folder, most)
 
     def _cached_index(self, indexes: BucketIndexes) -> Path:
         """The index's copy on this machine, fetched by one process where it is not there or has changed since."""
@@ -222,7 +222,7 @@ class BucketShardSource(ShardSource):
             if self._copy and self._copy.keeps(split, number):
                 self._fetch_shard(self._copy, shard)
             elif self._window:
-                with contextlib.suppress(RunError):  # reading sample by sample may still do, or says what is wrong
+                with contextlib.suppress(RunError):  # reading sample by sample may still work, or reports what is wrong
                     if self._fetch_shard(self._window, shard):
                         self._window.tidy()
                     self._window.use(shard.name)
@@ -235,14 +235,14 @@ class BucketShardSource(ShardSource):
         return self._client.map(partial(self._read_one, split), list(indices))
 
     def _read_one(self, split: str, index: int) -> bytes:
-        shard, offset, size = self._place(split, index)
+        shard, offset, size = self._span_of(split, index)
         check = self._check(split, index)
         copied = self._copy and self._copy.keeps(split, int(self._where[split][0][index]))
-        place = self._copy if copied else self._window
-        if place:
-            data = place.read_range(shard.name, offset, size)
+        copy = self._copy if copied else self._window
+        if copy:
+            data = copy.read_range(shard.name, offset, size)
             if data is not None and not check(data):
-                return data  # a copy that a disk has damaged, or somebody removed, is passed by
+                return data  # a copy that a disk has damaged, or somebody removed, is skipped
         try:
             return self._client.get_range(shard.name, offset, size, check)
         except RunError as error:

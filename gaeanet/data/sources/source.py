@@ -21,10 +21,10 @@ class Source(ABC):
 
     Attributes:
         catalog: Classes and samples. The same images have the same catalog in every kind of source.
-        location: The place as it was given.
-        notes: What there is to say about it, one sentence each.
+        location: As it was given.
+        notes: Notes about it, one sentence each.
         generated: Whether the images are made up.
-        minival: Share of the training split that is the validation split here; None where that is the place's own.
+        minival: Fraction of the training split that is the validation split here; None where it is the data's own.
         sequential: Whether only `reading_order` is fast, since an image costs as much as all around it.
         start_method: How worker processes must be started (`forkserver`), None where a fork will do.
     """
@@ -72,7 +72,7 @@ class Source(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Of all images of the place, whichever of them are taken."""
+        """Of all images at the location, whichever of them are taken."""
         return self.catalog.fingerprint
 
     @property

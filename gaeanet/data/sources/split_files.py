@@ -13,7 +13,7 @@ from gaeanet.data.sources.entries import identity, is_hidden, leads_to_directory
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.names import shown
 
-_WORDS = {
+_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "eval", "dev"),
     "test": ("test", "testing"),
@@ -42,8 +42,8 @@ def files_below(root: Path, enters: Callable[[str], bool] = bool) -> list[str]:
     Raises:
         RequestError: A directory cannot be listed.
     """
-    found, waiting, entered = list[str](), [("", 0)], set[tuple[int, int]]()
-    while waiting and len(found) < _MOST:
+    paths, waiting, entered = list[str](), [("", 0)], set[tuple[int, int]]()
+    while waiting and len(paths) < _MOST:
         below, level = waiting.pop()
         path = root / below
         try:
@@ -55,20 +55,20 @@ def files_below(root: Path, enters: Callable[[str], bool] = bool) -> list[str]:
                     if is_hidden(entry.name):
                         continue
                     if not leads_to_directory(entry):
-                        found.append(below + entry.name)
+                        paths.append(below + entry.name)
                     elif level < _DEPTH and enters(entry.name):
                         waiting.append((f"{below}{entry.name}/", level + 1))
         except OSError as error:
             raise RequestError(f"{path}: cannot be listed: {reason(error)}") from None
-    return sorted(found)
+    return sorted(paths)
 
 
 def split_of(path: str) -> str | None:
-    """The split that a file belongs to by its name, or by that of the nearest directory that tells: also `test`."""
+    """The split that a file belongs to by its name, or by that of the nearest directory that has one: also `test`."""
     for part in reversed(path.split("/")):
-        words = re.split(r"[^a-z]+", part.lower())
-        for split, names in _WORDS.items():
-            if any(word in names for word in words):
+        tokens = re.split(r"[^a-z]+", part.lower())
+        for split, names in _NAMES.items():
+            if any(token in names for token in tokens):
                 return split
     return None
 
@@ -86,21 +86,21 @@ def by_split(
     Raises:
         RequestError: A split has no files, or one of a numbered set is missing.
     """
-    found = defaultdict[str | None, list[str]](list)
+    of_split = defaultdict[str | None, list[str]](list)
     for file in files:
-        found[split_of(file)].append(file)
-    if not found["val"] and found["test"] and has_labels and has_labels(found["test"][0]):
-        found["val"] = found["test"]
+        of_split[split_of(file)].append(file)
+    if not of_split["val"] and of_split["test"] and has_labels and has_labels(of_split["test"][0]):
+        of_split["val"] = of_split["test"]
     splits = {}
     for split in ("train", "val"):
-        if not found[split]:
+        if not of_split[split]:
             some = ", ".join(map(shown, files[:3])) + (", ..." if len(files) > 3 else "")
             raise RequestError(
                 f"{root}: none of its {len(files)} {what} ({some}) is of the {split} split: names must have "
                 f"{'train' if split == 'train' else 'val or validation'} in them, or lie in such a folder"
             )
-        check_numbering(found[split], root)
-        splits[split] = [root / file for file in found[split]]
+        check_numbering(of_split[split], root)
+        splits[split] = [root / file for file in of_split[split]]
     return splits
 
 

@@ -42,24 +42,24 @@ class Subset(Source):
         self._load()
 
     def read(self, split: str, index: int) -> Contents:
-        return self._source.read(*self._place(split, index))
+        return self._source.read(*self._original(split, index))
 
     def path(self, split: str, index: int) -> str:
-        return self._source.path(*self._place(split, index))
+        return self._source.path(*self._original(split, index))
 
     def size(self, split: str, index: int) -> int:
-        return self._source.size(*self._place(split, index))
+        return self._source.size(*self._original(split, index))
 
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
-        places = [self._place(split, index)[1] for index in indices]
+        originals = [self._original(split, index)[1] for index in indices]
         if split == "val" and self._held_out is not None:
-            return self._source.fetch_scattered("train", places)
-        return self._source.fetch(split, places)
+            return self._source.fetch_scattered("train", originals)
+        return self._source.fetch(split, originals)
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        place = np.full(len(self._source.catalog.train), -1, np.int64)
-        place[self._indices] = np.arange(len(self._indices))
-        order = place[self._source.epoch_order(seed, epoch)]
+        position = np.full(len(self._source.catalog.train), -1, np.int64)
+        position[self._indices] = np.arange(len(self._indices))
+        order = position[self._source.epoch_order(seed, epoch)]
         return order[order >= 0]
 
     @property
@@ -70,7 +70,7 @@ class Subset(Source):
     def retries(self) -> int:
         return self._source.retries
 
-    def _place(self, split: str, index: int) -> tuple[str, int]:
+    def _original(self, split: str, index: int) -> tuple[str, int]:
         """Split and number of a sample in the whole source."""
         if split == "train":
             return "train", int(self._indices[index])

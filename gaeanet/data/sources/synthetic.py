@@ -1,7 +1,7 @@
-"""Generated images that can be learnt: shapes filled with a texture, under noise, at random places.
+"""Generated images that can be learnt: shapes filled with a texture, under noise, at random positions.
 
 A class is a combination of shape, texture and colour order, all of which survive flips, crops and colour jitter. Every
-image is drawn on the fly from (seed, split, index), so the set is the same everywhere and takes no room.
+image is drawn on the fly from (seed, split, index), so the set is the same everywhere and takes no disk space.
 """
 
 from __future__ import annotations

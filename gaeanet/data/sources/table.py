@@ -77,10 +77,10 @@ class TableSource(Files):
             where = f"{path}, line {row.line}"
             into = split
             if split_column is not None:
-                word = str(row.cells.get(split_column, "")).strip()
-                into = split_of(word)
+                cell = str(row.cells.get(split_column, "")).strip()
+                into = split_of(cell)
                 if into is None:
-                    raise RequestError(f"{where}: {split_column} must be train, val or test, is {_text(word)}")
+                    raise RequestError(f"{where}: {split_column} must be train, val or test, is {_text(cell)}")
             if into not in ("train", "val"):
                 continue
             name, value = row.cells.get(image), row.cells.get(label)
@@ -90,14 +90,14 @@ class TableSource(Files):
             if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
                 raise RequestError(f"{where}: {label} must be a class's number or name, is {_text(value)}")
             try:
-                found = resolve(str(name).strip())
+                path_in_root = resolve(str(name).strip())
             except RequestError as error:
                 raise RequestError(f"{where}: {error}") from None
-            if found is None:
+            if path_in_root is None:
                 missing += 1
                 first_missing = first_missing or f"{where}: there is no {shown(str(name))}"
                 continue
-            samples.add(into, found, value, 0)
+            samples.add(into, path_in_root, value, 0)
         if missing:
             raise RequestError(
                 f"{first_missing} in {resolve.looked_in()} ({missing:,} such lines): put the images there, or name "
@@ -117,8 +117,8 @@ class _Resolver:
 
     def __init__(self, root: Path, beside: Path, split: str | None) -> None:
         self._root, self._beside = root, beside
-        words = ("train", "val", "validation") if split is None else (split, *(("validation",) * (split == "val")))
-        self._folders = [*_FOLDERS, *words, *(f"{word}_images" for word in words)]
+        names = ("train", "val", "validation") if split is None else (split, *(("validation",) * (split == "val")))
+        self._folders = [*_FOLDERS, *names, *(f"{name}_images" for name in names)]
         self._suffixes = ["", *sorted(IMAGE_SUFFIXES), *sorted(map(str.upper, IMAGE_SUFFIXES))]
 
     def __call__(self, name: str) -> str | None:
@@ -165,7 +165,7 @@ def _columns(
     split = next((lower[name] for name in _SPLITS if name in lower), None)
     if needs_split and split is None:
         raise RequestError(
-            f"{path}: nothing says which rows are for training and which for validation: add a column split with "
+            f"{path}: it does not split rows into training and validation: add a column split with "
             f"train and val in it, or give two tables, train.csv and val.csv; its columns are {has}"
         )
     image = next((lower[name] for name in _IMAGES if name in lower), None)
@@ -257,7 +257,7 @@ def _parquet_rows(path: Path) -> Iterator[_Row]:
 
 
 def open_tables(location: str, files: Sequence[Path], columns: Sequence[str] | None = None) -> TableSource:
-    """The images that these tables name: one for each split, or a single one with a column that says it.
+    """The images that these tables name: one for each split, or a single one with a column for it.
 
     Raises:
         RequestError: It is not clear which tables are meant, or they cannot be read (see `TableSource`).
@@ -265,8 +265,8 @@ def open_tables(location: str, files: Sequence[Path], columns: Sequence[str] | N
     if len(files) == 1:
         return TableSource(location, {"train": files[0], "val": files[0]}, columns)
     of_split = {split: [file for file in files if split_of(file.stem) == split] for split in ("train", "val")}
-    if all(len(found) == 1 for found in of_split.values()):
-        return TableSource(location, {split: found[0] for split, found in of_split.items()}, columns)
+    if all(len(tables) == 1 for tables in of_split.values()):
+        return TableSource(location, {split: tables[0] for split, tables in of_split.items()}, columns)
     some = ", ".join(shown(file.name) for file in files[:4]) + (", ..." if len(files) > 4 else "")
     raise RequestError(
         f"{location}: holds {len(files)} tables ({some}): name one of them, or have one called train and one called val"

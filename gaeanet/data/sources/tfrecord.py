@@ -99,7 +99,7 @@ class TFRecordSource(RangeSource):
 
 
 def _examples(path: Path, masked: object) -> Iterator[tuple[int, str, Label | None, str | None, Span]]:
-    """Start of the record, name, label, WordNet id and place of the image of each example in a file."""
+    """Start of the record, name, label, WordNet id and span of the image of each example in a file."""
     assert callable(masked)
     try:
         with open(path, "rb") as file:
@@ -120,20 +120,20 @@ def _examples(path: Path, masked: object) -> Iterator[tuple[int, str, Label | No
                     if end + _FOOTER > size:
                         raise RequestError(f"{where}: cut short: download it again")
                     try:
-                        found = _example(data, at + _HEADER, end)
+                        features = _example(data, at + _HEADER, end)
                     except (ValueError, IndexError):
                         raise RequestError(f"{where}: not a tf.train.Example, or damaged: download it again") from None
-                    yield (at, *_facts(where, f"{path.name.split('.')[0]}_{number:06d}", data, found))
+                    yield (at, *_facts(where, f"{path.name.split('.')[0]}_{number:06d}", data, features))
                     at, number = end + _FOOTER, number + 1
     except OSError as error:
         raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
 
 
 def _facts(
-    where: str, default: str, data: mmap.mmap, found: dict[bytes, Span | int | None]
+    where: str, default: str, data: mmap.mmap, features: dict[bytes, Span | int | None]
 ) -> tuple[str, Label | None, str | None, Span]:
     def first(keys: tuple[bytes, ...]) -> Span | int | None:
-        return next((found[key] for key in keys if found.get(key) is not None), None)
+        return next((features[key] for key in keys if features.get(key) is not None), None)
 
     def text(value: Span | int | None) -> str | None:
         if isinstance(value, tuple):
@@ -145,7 +145,7 @@ def _facts(
         raise RequestError(f"{where}: has no image (image/encoded or image)")
     value = first(_LABELS)
     label = text(value) if isinstance(value, tuple) else value
-    synset = text(found.get(_SYNSET))
+    synset = text(features.get(_SYNSET))
     if label is None and synset is None:
         raise RequestError(f"{where}: has no label (image/class/label, image/class/synset or label)")
     if synset is not None and not WNID.fullmatch(synset):
@@ -156,7 +156,7 @@ def _facts(
 
 def _example(data: mmap.mmap, start: int, end: int) -> dict[bytes, Span | int | None]:
     """The first value of each wanted feature of an example: a number, or where its bytes are."""
-    found = dict[bytes, Span | int | None]()
+    values = dict[bytes, Span | int | None]()
     for number, features in _fields(data, start, end):
         if number != 1 or not isinstance(features, tuple):
             continue
@@ -165,8 +165,8 @@ def _example(data: mmap.mmap, start: int, end: int) -> dict[bytes, Span | int | 
             key = _span(parts[1]) if 1 in parts else (0, 0)
             name = data[key[0] : min(key[1], key[0] + 64)]
             if name in _WANTED and 2 in parts:
-                found[name] = _value(data, *_span(parts[2]))
-    return found
+                values[name] = _value(data, *_span(parts[2]))
+    return values
 
 
 def _value(data: mmap.mmap, start: int, end: int) -> Span | int | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gaeanet.data.formats import IMAGE_SUFFIXES
 from gaeanet.data.sources.archives import Member
-from gaeanet.data.sources.entries import is_hidden_path, passed_over
+from gaeanet.data.sources.entries import is_hidden_path, skipped_note
 from gaeanet.data.sources.range_index import indexed
 from gaeanet.data.sources.ranges import RangeSource
 from gaeanet.data.sources.samples import Label, Samples
@@ -57,7 +57,7 @@ def _read(root: Path, units: dict[str, list[Path]], expected: dict[str, int]) ->
                 raise RequestError(
                     f"{path}: holds {count:,} samples, its index says {expected[path.name]:,}: download it again"
                 )
-    notes = [passed_over(str(root), others, "member without an image", "members without an image")] if others else []
+    notes = [skipped_note(str(root), others, "member without an image", "members without an image")] if others else []
     return RangeSource(str(root), units, samples, notes)
 
 

@@ -137,7 +137,7 @@ class BucketClient:
         self._request(lambda: next(iter(obstore.list(self._store(), chunk_size=1)), None), "", tries=tries)
 
     def get(self, key: str, check: Callable[[bytes], str | None]) -> bytes:
-        """A whole object; `check` says what is wrong with the bytes, which are then asked for again.
+        """A whole object; `check` returns what is wrong with the bytes, which are then asked for again.
 
         Raises:
             RunError: It is not there or may not be read, or every try failed; the message has the full name.
@@ -258,7 +258,7 @@ def _entry(meta: Any) -> Entry:
 
 
 def _fault_of(error: Exception) -> str:
-    """Why a request failed, in a few words; raises `_Permanent` with them where trying again is of no use."""
+    """Why a request failed, briefly; raises `_Permanent` with that where trying again is of no use."""
     text = str(error).split("\n", 1)[0]
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z ]*[a-z])?", text)
     if isinstance(error, FileNotFoundError) or (status and status[1] == "404"):

@@ -1,6 +1,6 @@
 """What this machine remembers of buckets and foreign tars: one file for each version of an index.
 
-A run that has begun goes on with the file it began with, also in workers that it starts later, whatever another run
+A run that has begun keeps to the file it began with, also in workers that it starts later, whatever another run
 finds in the bucket meanwhile; therefore nothing here is ever written over.
 """
 
@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from gaeanet.data.storage.local_copy import locked, place_of
+from gaeanet.data.storage.local_copy import directory_of, locked
 
 _FORGOTTEN_AFTER = 30 * 24 * 3600.0
 """Seconds after its last use at which a version may go."""
@@ -32,15 +32,15 @@ class BucketIndexes:
     """
 
     def __init__(self, location: str, folder: Path, kind: str) -> None:
-        self._place, self._kind = place_of(location, folder), kind
+        self._folder, self._kind = directory_of(location, folder), kind
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Lets one process at a time look and write."""
-        return locked(self._place.with_name(f"{self._place.name}.lock"))
+        return locked(self._folder.with_name(f"{self._folder.name}.lock"))
 
     def path(self, version: str) -> Path:
         """Where a version lies, or will."""
-        return self._place.with_name(f"{self._place.name}.{version}.{self._kind}")
+        return self._folder.with_name(f"{self._folder.name}.{version}.{self._kind}")
 
     def newest(self) -> Path | None:
         """The version that was used last."""
@@ -54,4 +54,4 @@ class BucketIndexes:
                 other.unlink(missing_ok=True)
 
     def _all(self) -> list[Path]:
-        return list(self._place.parent.glob(f"{self._place.name}.*.{self._kind}"))
+        return list(self._folder.parent.glob(f"{self._folder.name}.*.{self._kind}"))

@@ -1,4 +1,4 @@
-"""What this machine says about its clouds: servers, accounts and keys, where each cloud's own tools look for them."""
+"""This machine's settings for clouds: servers, accounts and keys, where each cloud's own tools look for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 TOLD_BY = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_HOST")
-"""How the names of environment variables that say something about it begin."""
+"""Prefixes of the environment variables that configure it."""
 
 
 def endpoint_of(scheme: str) -> str:
@@ -55,7 +55,7 @@ def _aws_profile() -> dict[str, str]:
     four values, and only from Python 3.11 on.
     """
     name = os.environ.get("AWS_PROFILE", "default")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for variable, default, section in (
         ("AWS_CONFIG_FILE", "~/.aws/config", name if name == "default" else f"profile {name}"),
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials", name),
@@ -67,8 +67,8 @@ def _aws_profile() -> dict[str, str]:
             continue
         if parser.has_section(section):
             wanted = ("region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-            found |= {key: parser[section][key] for key in wanted if key in parser[section]}
-    return found
+            values |= {key: parser[section][key] for key in wanted if key in parser[section]}
+    return values
 
 
 def has_credentials(scheme: str) -> bool:

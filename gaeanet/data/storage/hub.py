@@ -37,7 +37,7 @@ class HubDataset:
     """A data set at `hf://datasets/NAME`, with a revision (`@main`) and a folder below it where they are given.
 
     Raises:
-        RequestError: `location` is no such place.
+        RequestError: `location` is none of the Hub.
     """
 
     def __init__(self, location: str) -> None:
@@ -47,7 +47,9 @@ class HubDataset:
         self.location = location
         self._name, self._revision, self._folder = match[1], match[2] or "main", match[3]
         self._endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-        self._hub: Any = importlib.import_module("huggingface_hub")  # timm brings it; it takes half a second
+        self._hub: Any = importlib.import_module(
+            "huggingface_hub"
+        )  # a dependency of timm; importing it takes half a second
         self._errors: Any = importlib.import_module("huggingface_hub.errors")
         importlib.import_module("huggingface_hub.utils").disable_progress_bars()
 
@@ -73,7 +75,7 @@ class HubDataset:
         """The directory that the file now lies in, under its path; one that is there already is not fetched again.
 
         Raises:
-            RunError: It cannot be downloaded, or has another digest than the Hub says.
+            RunError: It cannot be downloaded, or has another digest than on the Hub.
         """
         inside(Path(), file.path)
         options: dict[str, Any] = {"repo_type": "dataset", "revision": self._revision}
@@ -85,7 +87,9 @@ class HubDataset:
         )
         if path.stat().st_size != file.size or (str(path) != cached and file.sha256 not in (None, digest_of(path))):
             os.unlink(path.resolve())
-            raise RunError(f"{self.location}/{shown(file.path)}: came with another digest than the Hub says: run again")
+            raise RunError(
+                f"{self.location}/{shown(file.path)}: downloaded with another digest than on the Hub: run again"
+            )
         return path.parents[file.path.count("/")]
 
     def _tried(self, what: str, call: Callable[[], Result]) -> Result:

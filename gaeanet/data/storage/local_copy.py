@@ -2,7 +2,7 @@
 
 Files are written under another name and renamed when they are whole, so that any number of processes may share the
 directory and any of them may be killed. Which objects are kept follows from their sizes and the limit alone (the
-first ones that fit together), so that no process has to tell another, and nothing is thrown out that the next epoch
+first ones that fit together), so that processes need not communicate, and nothing is thrown out that the next epoch
 reads again.
 """
 
@@ -25,10 +25,10 @@ from gaeanet.errors import RequestError, RunError, reason
 from gaeanet.runtime.names import inside
 
 Check = Callable[[bytes], str | None]
-"""Says what is wrong with an object's bytes, None if nothing is."""
+"""Returns what is wrong with an object's bytes, None if nothing is."""
 
 
-def place_of(location: str, folder: Path) -> Path:
+def directory_of(location: str, folder: Path) -> Path:
     """Where the copy of `location` lies in `folder`: its own name for every source, readable and unambiguous."""
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", location).strip("-")[:60]
     return folder / f"{readable}-{hashlib.sha256(location.encode()).hexdigest()[:12]}"
@@ -59,20 +59,20 @@ class LocalCopy:
         limit: Bytes that the copy may take; None for no limit.
 
     Raises:
-        RequestError: The directory cannot be written, or the disk has less room than the copy will take.
+        RequestError: The directory cannot be written, or the disk has less free space than the copy will take.
     """
 
     def __init__(self, root: Path, sizes: dict[str, NDArray[np.int64]], limit: int | None) -> None:
         self.root = root
-        self._kept: dict[str, int] = {}
-        planned, everything, room = 0, 0, limit
+        self._counts: dict[str, int] = {}
+        planned, everything, left = 0, 0, limit
         for group, bytes_each in sizes.items():
             sums = np.cumsum(bytes_each)
-            kept = len(sums) if room is None else int(np.searchsorted(sums, room, side="right"))
-            taken = int(sums[kept - 1]) if kept else 0
-            room = None if room is None else room - taken
+            count = len(sums) if left is None else int(np.searchsorted(sums, left, side="right"))
+            taken = int(sums[count - 1]) if count else 0
+            left = None if left is None else left - taken
             planned, everything = planned + taken, everything + (int(sums[-1]) if len(sums) else 0)
-            self._kept[group] = kept
+            self._counts[group] = count
         try:
             self._partial.mkdir(parents=True, exist_ok=True)
             self._sweep()
@@ -96,7 +96,7 @@ class LocalCopy:
 
     def keeps(self, group: str, index: int) -> bool:
         """Whether object `index` of `group` is to be kept."""
-        return index < self._kept[group]
+        return index < self._counts[group]
 
     def read(self, name: str, check: Check) -> bytes | None:
         """The kept bytes of an object; None where they are not there yet, or not right."""
@@ -179,7 +179,7 @@ class ShardWindow(LocalCopy):
         self._most = most
 
     @staticmethod
-    def has_room(folder: Path, needed: int) -> bool:
+    def has_space(folder: Path, needed: int) -> bool:
         """Whether `needed` bytes fit on the disk of `folder`, which is made."""
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Compiles kernels ahead of their first launch, without a GPU, so that several processes can share the work.
+"""Compiles kernels ahead of their first launch, without a GPU, so that several processes can divide the work.
 
 A network has some hundred variants of the kernels, and Triton takes a second or more for each. Here a launch compiles
 its kernel into Triton's cache and runs nothing: tensors are on the CPU, and what is computed with them is meaningless.
@@ -43,7 +43,7 @@ def compiling(
     capability: int,
     note: Callable[[Any, dict[str, Any]], None] = lambda kernel, constants: None,
     *,
-    share: int = 0,
+    shard: int = 0,
     of: int = 1,
 ) -> Iterator[None]:
     """Launches compile and run nothing; bf16 maps on the CPU count as a GPU's.
@@ -51,13 +51,13 @@ def compiling(
     Args:
         capability: Of the GPU to compile for, as 80 or 90.
         note: Is called with each compiled kernel and its constants.
-        share: Of the variants, which are divided evenly among `of` processes, those of this process are compiled.
+        shard: Of the variants, which are divided evenly among `of` processes, those of this process are compiled.
     """
     usual, driver = JITFunction.__getitem__, triton.runtime.driver._active
 
     def getitem(self: Any, grid: Any) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
-            if _number(self, arguments, constants) % of == share:
+            if _number(self, arguments, constants) % of == shard:
                 note(self.warmup(*arguments, grid=(1,), **constants), constants)
 
         return launch

@@ -13,7 +13,7 @@ ahead = False
 
 
 def obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot be used for maps of this dtype on this device, in a few words; None where they can.
+    """Why the kernels cannot be used for maps of this dtype on this device, briefly; None where they can.
 
     They are for bf16 on NVIDIA's GPUs from sm_80 on. In Triton's interpreter, which tests use, they take float32 on the
     CPU.

@@ -36,7 +36,7 @@ def _pixels(  # type: ignore[no-untyped-def]
     """Pixels first + OFFSET of rows of a map, zero outside of it, as float32.
 
     `pointers` (ROWS, BLOCK) are those of pixels `first`, which are in 0 .. LAST: what is added to them is a constant,
-    for which a load instruction has room.
+    that fit into a load instruction.
     """
     if OFFSET < 0:
         inside = inside & (first + OFFSET >= 0)

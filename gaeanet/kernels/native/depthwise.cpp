@@ -112,7 +112,7 @@ static void weight_gradient(const float* frame, int64_t frame_width, const float
     }
 }
 
-// The input gradient of a stride above 1: each output pixel hands its gradient on to its taps' places in `frame`.
+// The input gradient of a stride above 1: each output pixel adds its gradient to its taps' positions in `frame`.
 static void scatter(const float* grad, int64_t grad_width, const float* weight, float* frame, int64_t frame_width,
                     const Shape& s) {
   for (int64_t y = 0; y < s.out_height; y++)

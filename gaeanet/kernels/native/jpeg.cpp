@@ -1,6 +1,6 @@
 // A part of a JPEG photograph, bit-exact with libjpeg-turbo (tests/test_region.py).
 //
-// Codes have no places: those before the part have to be read to know where its own begin, and those after it are read
+// Codes have no fixed positions: those before the part have to be read to know where its own begin, and those after it are read
 // too, so that an image is damaged or not whichever part of it is asked for. But nothing else is done for them, and
 // reading is the lesser part of decoding. What this decoder does not know (jpeg_frame.hpp), and all damage, is left to
 // the forgiving one.
@@ -27,14 +27,14 @@ struct Tables {
 
 // Kept from image to image: many have the same tables, those of the standard's annex K.
 static Tables* tables_of(const Frame& frame) {
-  static thread_local Tables* kept = nullptr;
-  if (!kept) kept = static_cast<Tables*>(calloc(1, sizeof(Tables)));
-  if (!kept) return nullptr;
+  static thread_local Tables* tables = nullptr;
+  if (!tables) tables = static_cast<Tables*>(calloc(1, sizeof(Tables)));
+  if (!tables) return nullptr;
   for (int c = 0; c < frame.components; c++) {
-    kept->dc[frame.component[c].dc].prepare(frame.dc[frame.component[c].dc]);
-    kept->ac[frame.component[c].ac].prepare(frame.ac[frame.component[c].ac]);
+    tables->dc[frame.component[c].dc].prepare(frame.dc[frame.component[c].dc]);
+    tables->ac[frame.component[c].ac].prepare(frame.ac[frame.component[c].ac]);
   }
-  return kept;
+  return tables;
 }
 
 // The scan's data between one marker and the next.
@@ -46,8 +46,8 @@ struct Segments {
   // Copies the next segment without stuffing; false where no marker ends it.
   bool open(Bits& in) {
     uint8_t* to = copy;
-    while (const void* found = memchr(at, 0xFF, end - at)) {
-      const uint8_t* mark = static_cast<const uint8_t*>(found);
+    while (const void* next = memchr(at, 0xFF, end - at)) {
+      const uint8_t* mark = static_cast<const uint8_t*>(next);
       if (end - mark < 2) return false;
       const bool stuffed = mark[1] == 0;
       const int64_t count = mark - at + stuffed;

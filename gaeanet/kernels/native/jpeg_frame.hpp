@@ -1,4 +1,4 @@
-// What a JPEG says before its coded data (ITU-T T.81, annex B), as far as this decoder knows it: baseline or extended
+// A JPEG's headers, before its coded data (ITU-T T.81, annex B), as far as this decoder knows it: baseline or extended
 // sequential Huffman coding of 8 bit, all components in one scan, grey or YCbCr in 4:4:4, 4:2:2 or 4:2:0.
 //
 // Anything else, and anything odd that a forgiving reader would pass over, makes `read_frame` return false: what such a
@@ -34,7 +34,7 @@ struct Frame {
   const uint8_t* coded;  // where the scan's data begin
 };
 
-// Places of the coefficients, which are coded along diagonals, in rows.
+// Positions of the coefficients, which are coded along diagonals, in rows.
 static const uint8_t ZIGZAG[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
                                    41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
                                    30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
@@ -109,7 +109,7 @@ static bool read_sizes(const uint8_t* at, const uint8_t* end, Frame& frame) {
   Component& first = frame.component[0];
   if (frame.components == 1) {
     if (first.horizontal < 1 || first.horizontal > 4 || first.vertical < 1 || first.vertical > 4) return false;
-    first.horizontal = first.vertical = 1;  // by itself a component has one block in a unit, whatever is said
+    first.horizontal = first.vertical = 1;  // by itself a component has one block in a unit, whatever the header has
     return true;
   }
   for (int c = 1; c < 3; c++)

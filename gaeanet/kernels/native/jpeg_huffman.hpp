@@ -1,7 +1,7 @@
 // Entropy decoding of blocks of 8 x 8 coefficients (ITU-T T.81, annex F.2).
 //
 // The codes come from a copy of the data without stuffing, which may be read some way beyond its end, so that eight
-// bytes are taken at once and nothing is asked of each. A look-up by the next bits gives not the code alone but the
+// bytes are taken in one load and nothing is asked of each. A look-up by the next bits gives not the code alone but the
 // coefficient, where its bits are among them, which is so for most; and where no coefficients are wanted, the steps of
 // as many codes as the bits hold.
 

@@ -56,15 +56,15 @@ static INLINE void transpose(lanes x[8]) {
 
 // Where values leave the range -limit..limit - 1, a power of two, the result has bits from `limit * 2` on.
 static INLINE lanes outside(const lanes x[8], int limit) {
-  lanes found = {};
-  for (int k = 0; k < 8; k++) found |= x[k] + limit;
-  return found & -(2 * limit);
+  lanes bits = {};
+  for (int k = 0; k < 8; k++) bits |= x[k] + limit;
+  return bits & -(2 * limit);
 }
 
 static INLINE bool any(lanes x) {
-  int32_t found = 0;
-  for (int k = 0; k < 8; k++) found |= x[k];
-  return found != 0;
+  int32_t bits = 0;
+  for (int k = 0; k < 8; k++) bits |= x[k];
+  return bits != 0;
 }
 
 // The samples of a block. False where numbers are so large that libjpeg's result depends on the processor, whose

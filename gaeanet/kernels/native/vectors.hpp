@@ -53,19 +53,19 @@ static INLINE int lanes_of(int64_t channels, int64_t block) {
   return rest < V ? int(rest) : V;
 }
 
-// Memory that a thread keeps from call to call: fresh pages would cost more than the arithmetic. `slot` tells apart
-// what one kernel needs at once. Never freed; nullptr where there is no memory.
+// Memory that a thread keeps from call to call: fresh pages would cost more than the arithmetic. `slot` separates
+// what one kernel needs together. Never freed; nullptr where there is no memory.
 static float* workspace(int slot, int64_t floats) {
   static thread_local struct {
     float* memory;
     int64_t floats;
-  } kept[4];
-  if (kept[slot].floats < floats) {
-    free(kept[slot].memory);
-    kept[slot].memory = static_cast<float*>(aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
-    kept[slot].floats = kept[slot].memory ? floats : 0;
+  } scratch[4];
+  if (scratch[slot].floats < floats) {
+    free(scratch[slot].memory);
+    scratch[slot].memory = static_cast<float*>(aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+    scratch[slot].floats = scratch[slot].memory ? floats : 0;
   }
-  return kept[slot].memory;
+  return scratch[slot].memory;
 }
 
 enum Activation { IDENTITY, RELU, SWISH, HSWISH };

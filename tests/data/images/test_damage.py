@@ -157,6 +157,6 @@ def test_field_report_90_training_counts_and_verify_names_them(
     result = gaeanet("train", config, "--data", root, "--run-dir", tmp_path / "run")
     assert result.code == 0, result.err
     for path in bad:
-        assert f"passed over {path}: damaged image: " in result.out
+        assert f"skipped {path}: damaged image: " in result.out
     assert sum(line["skipped_images"] for line in read_log(tmp_path / "run", "train")) >= len(bad)
     assert "Corrupt" not in result.err

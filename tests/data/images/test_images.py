@@ -330,7 +330,7 @@ def spoil(root: Path) -> list[Path]:
     return bad
 
 
-def test_field_report_28_damaged_images_are_passed_over_up_to_a_limit(
+def test_field_report_28_damaged_images_are_skipped_up_to_a_limit(
     gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path
 ) -> None:
     bad = spoil(t3)
@@ -338,7 +338,7 @@ def test_field_report_28_damaged_images_are_passed_over_up_to_a_limit(
     result = gaeanet("train", experiment_file(**options), "--data", t3, "--set", "data.max_bad=3", "--run-dir", "three")
     assert result.code == 0, result.err
     for path in bad:
-        assert f"passed over {path}: " in result.out
+        assert f"skipped {path}: " in result.out
     assert "(3 of at most 3)" in result.out
     lines = read_log(tmp_path / "three", "train")
     assert sum(line["skipped_images"] for line in lines) == 3

@@ -57,7 +57,7 @@ def test_field_report_71_archives_packed_again_on_a_mac_are_the_same_data(tmp_pa
     assert mac.notes == []
 
 
-def test_field_report_95_something_extra_is_passed_over_and_counted(gaeanet: Run, tmp_path: Path) -> None:
+def test_field_report_95_something_extra_is_skipped_and_counted(gaeanet: Run, tmp_path: Path) -> None:
     archives(tmp_path / "a", train=4)
     plain = ArchiveSource(str(tmp_path / "a")).catalog.fingerprint
     extra = {"script.sh": b"rm", "notes/README.txt": b"x"}
@@ -65,7 +65,7 @@ def test_field_report_95_something_extra_is_passed_over_and_counted(gaeanet: Run
     source = ArchiveSource(str(tmp_path / "a"))
     assert source.catalog.fingerprint == plain
     assert len(source.notes) == 5
-    assert all("passed over 2 files that do not" in note and "script.sh" in note for note in source.notes)
+    assert all("skipped 2 files that do not" in note and "script.sh" in note for note in source.notes)
     result = gaeanet("prepare", tmp_path / "a", tmp_path / "images")
     quiet(result, 0)
     assert "script.sh" in result.out
@@ -226,7 +226,7 @@ def test_field_report_77_links_whose_target_is_gone(
     result = gaeanet("train", config, "--data", data, "--run-dir", "run", "--set", "data.max_bad=3")
     quiet(result, 0)
     for path in gone:
-        assert f"passed over {path}: cannot be read" in result.out
+        assert f"skipped {path}: cannot be read" in result.out
     assert sum(line["skipped_images"] for line in read_log(tmp_path / "run", "train")) >= 3
     result = gaeanet("train", config, "--data", data, "--run-dir", "two", "--set", "data.max_bad=2")
     quiet(result, 1)

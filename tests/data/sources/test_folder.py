@@ -25,7 +25,7 @@ def test_classes_are_sorted_as_plain_strings_and_validation_uses_trains_table(tm
     assert source.catalog.val.labels.tolist() == list(range(6))
 
 
-def test_field_report_24_hidden_and_stray_entries_are_passed_over_with_a_note(t3: Path) -> None:
+def test_field_report_24_hidden_and_stray_entries_are_skipped_with_a_note(t3: Path) -> None:
     (t3 / "train" / ".ipynb_checkpoints").mkdir()
     (t3 / "train" / ".ipynb_checkpoints" / "x.jpg").touch()
     (t3 / "train" / "README.txt").touch()
@@ -37,7 +37,7 @@ def test_field_report_24_hidden_and_stray_entries_are_passed_over_with_a_note(t3
     assert len(source.catalog.train) == 18
     assert ".ipynb_checkpoints, README.txt, empty" in source.notes[0]
     assert "3 entries" in source.notes[0]
-    assert "passed over 1 file that is no image by name (n00000000/notes.txt)" in source.notes[1]
+    assert "skipped 1 file that is no image by name (n00000000/notes.txt)" in source.notes[1]
 
 
 def test_field_report_24_a_class_count_unlike_the_networks_is_refused(t3: Path) -> None:

@@ -320,7 +320,7 @@ def test_long_names_hidden_members_and_labels_that_are_text(tmp_path: Path) -> N
         assert source.catalog.classes == ("cat", "dog")
         assert [source.catalog.train.name(k) for k in range(2)] == [f"cat/{'e' * 120}.jpg", "dog/b.png"]
         assert [source.read("train", k) for k in range(2)] == [b"1", b"22"]
-        assert "passed over 2 members without an image (notes, notes)" in source.notes[0]
+        assert "skipped 2 members without an image (notes, notes)" in source.notes[0]
 
 
 @given(st.lists(st.binary(min_size=0, max_size=1600), max_size=5), st.integers(0, 10_000), st.integers(0, 7))

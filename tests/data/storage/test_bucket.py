@@ -213,7 +213,7 @@ def test_an_index_is_looked_at_in_whole_classes_until_enough(counts: list[int], 
     assert sum(held) >= min(enough, sum(counts))
 
 
-def test_field_report_24_hidden_folders_and_other_objects_are_passed_over_with_a_note(
+def test_field_report_24_hidden_folders_and_other_objects_are_skipped_with_a_note(
     gcs: Proxy, t3: Path, tmp_path: Path
 ) -> None:
     (t3 / "train" / ".ipynb_checkpoints").mkdir()
@@ -225,7 +225,7 @@ def test_field_report_24_hidden_folders_and_other_objects_are_passed_over_with_a
         source = bucket("gs://photos/strays", tmp_path)
         assert source.catalog.fingerprint == FolderSource(str(t3)).catalog.fingerprint
         assert source.notes == [
-            "gs://photos/strays/train: passed over 1 object that is no image by name (n00000001/notes.txt)"
+            "gs://photos/strays/train: skipped 1 object that is no image by name (n00000001/notes.txt)"
         ]
 
 

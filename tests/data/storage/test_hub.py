@@ -163,7 +163,7 @@ def test_a_bit_that_changed_on_the_way_is_noticed_and_not_kept(hub: Hub, tmp_pat
     hub.flip = True
     result = prepare(hub, tmp_path / "out")
     assert result.returncode == 1
-    assert "came with another digest than the Hub says: run again" in result.stderr
+    assert "downloaded with another digest than on the Hub: run again" in result.stderr
     hub.flip = False
     assert prepare(hub, tmp_path / "out").returncode == 0
 

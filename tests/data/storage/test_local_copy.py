@@ -21,7 +21,7 @@ from gaeanet.data.sources.folder import FolderSource
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.shards import ShardSource
 from gaeanet.data.sources.source import Source
-from gaeanet.data.storage.local_copy import LocalCopy, place_of
+from gaeanet.data.storage.local_copy import LocalCopy, directory_of
 from gaeanet.errors import RequestError, RunError
 
 Run = Callable[..., Result]
@@ -57,7 +57,7 @@ def test_field_report_37_killed_at_any_moment_every_image_equals_the_source(
     expected = read_all(FolderSource(str(images)))
     source = copied(location, tmp_path / "copy")
     context = multiprocessing.get_context("forkserver")
-    place = place_of(location, tmp_path / "copy")
+    place = directory_of(location, tmp_path / "copy")
     gcs.delay = 0.05
     for goal in (1, 9_000, 20_000, 35_000, 50_000):  # bytes that are kept when the reader is killed
         process = context.Process(target=reads, args=(source,))

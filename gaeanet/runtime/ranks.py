@@ -1,4 +1,4 @@
-"""The place of this process among those of its run, as its launcher reports it. Nothing here needs torch."""
+"""The ranks of this process in its run, as its launcher reports them. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gaeanet.runtime.names import shortened, shown
 
 
 @dataclass(frozen=True)
-class Place:
-    """A process among those of a run.
+class Ranks:
+    """The ranks of a process in its run.
 
     Attributes:
         rank, world_size: Its number, and how many processes there are.
         local_rank, local_world_size: The same on its machine.
         gpu: The index of its GPU among those that it can see.
-        meeting: The URL by which PyTorch finds the other processes; None where no launcher started this one.
+        init_method: The URL by which PyTorch finds the other processes; None where no launcher started this one.
         supervised: Whether the launcher ends all processes when one of them fails, as torchrun does.
         restarted: Whether the launcher has started this run before, so that what is in its directory is its own.
     """
@@ -29,16 +29,16 @@ class Place:
     local_rank: int = 0
     local_world_size: int = 1
     gpu: int = 0
-    meeting: str | None = None
+    init_method: str | None = None
     supervised: bool = False
     restarted: bool = False
 
 
-def place(environment: Mapping[str, str] | None = None) -> Place:
-    """The place that torchrun, a cluster's launcher or `srun` has given to this process; alone without any.
+def ranks(environment: Mapping[str, str] | None = None) -> Ranks:
+    """The ranks that torchrun, a cluster's launcher or `srun` has given to this process; alone without any.
 
     Launchers that set WORLD_SIZE come first: under `srun torchrun` the processes are torchrun's. MASTER_ADDR and
-    MASTER_PORT, where they are set, say where the processes meet, under `srun` too.
+    MASTER_PORT, where they are set, name the rendezvous, under `srun` too.
 
     Raises:
         RequestError: A variable is not a number, or missing.
@@ -48,23 +48,23 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
         return _by_torchrun(environment)
     task = slurm.read_task(environment)
     if task is None:
-        return Place(restarted=environment.get("SLURM_RESTART_COUNT", "0") != "0")
+        return Ranks(restarted=environment.get("SLURM_RESTART_COUNT", "0") != "0")
     host = environment.get("MASTER_ADDR") or task.first_host
     port = environment.get("MASTER_PORT") or task.port
     # With --gpus-per-task each task sees only its own GPU, which is number 0 to it.
     one_gpu = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
-    return Place(
+    return Ranks(
         rank=task.rank,
         world_size=task.tasks,
         local_rank=task.local_rank,
         local_world_size=task.local_tasks,
         gpu=0 if one_gpu else task.local_rank,
-        meeting=f"tcp://{host}:{port}?rank={task.rank}&world_size={task.tasks}",
+        init_method=f"tcp://{host}:{port}?rank={task.rank}&world_size={task.tasks}",
         restarted=task.requeued,
     )
 
 
-def without_place(environment: Mapping[str, str]) -> dict[str, str]:
+def without_ranks(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that is to be alone, whatever started this one."""
     return {name: value for name, value in environment.items() if name not in _NAMES}
 
@@ -75,7 +75,7 @@ _NAMES = (
 )
 
 
-def _by_torchrun(environment: Mapping[str, str]) -> Place:
+def _by_torchrun(environment: Mapping[str, str]) -> Ranks:
     rank, world_size, local_rank, local_world_size, restarts = (
         _number(environment, name, least) for name, least in _BY_TORCHRUN.items()
     )
@@ -86,7 +86,7 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
             f"RANK is {rank} of WORLD_SIZE {world_size}, LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE "
             f"{local_world_size}: processes count from 0; unset them, or start with torchrun"
         )
-    return Place(
+    return Ranks(
         rank, world_size, local_rank, local_world_size, local_rank, "env://", supervised=True, restarted=restarts > 0
     )
 

@@ -1,4 +1,4 @@
-"""A process's place among those of its run, from what launchers set in the environment."""
+"""A process's ranks in its run, from what launchers set in the environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gaeanet.errors import RequestError
 from gaeanet.runtime import host
-from gaeanet.runtime.place import Place, place, without_place
+from gaeanet.runtime.ranks import Ranks, ranks, without_ranks
 from gaeanet.runtime.slurm import cores_of_task, first_host, port_of, read_task
 
 STEP = {
@@ -30,33 +30,33 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
-    assert place({}) == Place(0, 1, 0, 1, 0, None, supervised=False, restarted=False)
+    assert ranks({}) == Ranks(0, 1, 0, 1, 0, None, supervised=False, restarted=False)
 
 
 def test_torchrun_comes_before_slurm() -> None:
-    expected = Place(1, 4, 1, 2, 1, "env://", supervised=True)
-    assert place(TORCHRUN) == place({**STEP, **TORCHRUN}) == expected
-    assert place({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "1"}).restarted
+    expected = Ranks(1, 4, 1, 2, 1, "env://", supervised=True)
+    assert ranks(TORCHRUN) == ranks({**STEP, **TORCHRUN}) == expected
+    assert ranks({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "1"}).restarted
 
 
-def test_under_srun_the_place_is_the_tasks() -> None:
-    meeting = f"tcp://gpu07:{port_of(4711, 0)}?rank=3&world_size=5"
-    assert place(STEP) == Place(3, 5, 1, 2, 1, meeting, supervised=False)
-    assert place({**STEP, "SLURM_RESTART_COUNT": "2"}).restarted
+def test_under_srun_the_ranks_are_the_tasks() -> None:
+    init_method = f"tcp://gpu07:{port_of(4711, 0)}?rank=3&world_size=5"
+    assert ranks(STEP) == Ranks(3, 5, 1, 2, 1, init_method, supervised=False)
+    assert ranks({**STEP, "SLURM_RESTART_COUNT": "2"}).restarted
     elsewhere = {**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert place(elsewhere).meeting == "tcp://10.0.0.1:29500?rank=3&world_size=5"
+    assert ranks(elsewhere).init_method == "tcp://10.0.0.1:29500?rank=3&world_size=5"
 
 
 @pytest.mark.parametrize(("visible", "gpu"), [("0,1,2,3", 1), ("0", 0), ("GPU-1f2e", 0)])
 def test_a_task_that_sees_one_gpu_takes_that_one(visible: str, gpu: int) -> None:
-    assert place({**STEP, "CUDA_VISIBLE_DEVICES": visible}).gpu == gpu
+    assert ranks({**STEP, "CUDA_VISIBLE_DEVICES": visible}).gpu == gpu
 
 
 def test_a_batch_script_and_a_step_of_one_task_are_alone() -> None:
     batch = {name: value for name, value in STEP.items() if not name.startswith("SLURM_STEP")}
-    assert place(batch) == Place()
-    assert place({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) == Place()
-    assert place({**batch, "SLURM_RESTART_COUNT": "1"}) == Place(restarted=True)
+    assert ranks(batch) == Ranks()
+    assert ranks({**STEP, "SLURM_STEP_NUM_TASKS": "1"}) == Ranks()
+    assert ranks({**batch, "SLURM_RESTART_COUNT": "1"}) == Ranks(restarted=True)
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_a_batch_script_and_a_step_of_one_task_are_alone() -> None:
 def test_what_no_launcher_writes_is_refused(change: dict[str, Any], message: str) -> None:
     environment = {name: value for name, value in {**STEP, **change}.items() if value is not None}
     with pytest.raises(RequestError, match=message):
-        place(environment)
+        ranks(environment)
 
 
 @pytest.mark.parametrize("environment", [STEP, TORCHRUN, {**STEP, **TORCHRUN, "SLURM_RESTART_COUNT": "1"}])
 def test_a_process_that_is_to_be_alone_is(environment: dict[str, str]) -> None:
-    kept = without_place({**environment, "PATH": "/bin"})
-    assert place(kept) == Place()
+    kept = without_ranks({**environment, "PATH": "/bin"})
+    assert ranks(kept) == Ranks()
     assert kept["PATH"] == "/bin"
 
 
-def test_a_refused_place_is_one_line(gaeanet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_ranks_are_one_line(gaeanet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     refused = gaeanet("train", "const")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
@@ -149,4 +149,4 @@ def test_a_task_is_what_srun_has_started() -> None:
 
 def test_a_launcher_that_does_not_say_how_many_processes_a_machine_has() -> None:
     alone_on_each = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
-    assert place(alone_on_each).local_world_size == 2
+    assert ranks(alone_on_each).local_world_size == 2
