@@ -1,8 +1,9 @@
 # make install   .venv with everything, development included
 # make train     trains the recipe const (generated images, minutes) to its end
-# make test      the whole test suite
-# make coverage  the same, with the lines and branches that no test reaches; fails below the floor
-# make lowest    the same with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
+# make test      the tests, without those marked slow: under ten minutes on two cores
+# make test-slow   those marked slow
+# make coverage  all of them, with the lines and branches that no test reaches; fails below the floor
+# make lowest    all of them with exactly the lowest versions that pyproject.toml allows (TESTS="tests/models -x" for some)
 # make check     linters and types
 # make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test coverage lowest check format reference bench timm-tests
+.PHONY: install train test test-slow coverage lowest check format reference bench timm-tests
 
 install: $(READY)
 
@@ -25,7 +26,10 @@ train: $(READY)
 	$(BIN)/gaeanet train const --resume
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 -m slow
 
 coverage: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=85

@@ -2,7 +2,7 @@
 
 A checkpoint is a directory `step-<optimizer steps>` of safetensors files and a `manifest.json`, which holds everything
 that is not a tensor and digests of every file and of itself. It is written under a temporary name, flushed to the disk
-and renamed, so that a directory with the final name is always whole. `latest` and `best` are links beside it.
+and renamed, so that a directory with the final name is always complete. `latest` and `best` are links beside it.
 """
 
 from __future__ import annotations

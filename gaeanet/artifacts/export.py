@@ -36,6 +36,12 @@ TOLERANCE = 1e-4
 BATCHES = (1, 3)
 """Batch sizes at which an export is compared."""
 
+ONNX_FROM = "2.9"
+"""The first PyTorch whose exporter works with the onnxscript that pyproject.toml requires."""
+
+MOST_IMAGES = 2**31 - 1
+"""Bound of the dynamic batch dimension: PyTorch 2.6 proves one of its own and wants it declared."""
+
 ARCHITECTURE = "gaea_c48"
 """The registered network that an export of a cell outside of the zoo names; it spells out every argument besides."""
 
@@ -204,6 +210,11 @@ def _place(draft: Path, trained: Trained, name: str) -> Path:
 
 
 def _onnx(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, Any]) -> Any:
+    if torch.__version__ < ONNX_FROM:
+        raise RequestError(
+            f"--format onnx needs PyTorch {ONNX_FROM} or later, this is {torch.__version__}: export with another, or take "
+            "--format torch-export"
+        )
     onnx, runtime = _optional("onnx"), _optional("onnxruntime")
     _optional("onnxscript")
     path = _place(draft, trained, "model.onnx")
@@ -215,7 +226,7 @@ def _onnx(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, An
             dynamo=True,
             input_names=["images"],
             output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch", max=MOST_IMAGES)},),
             verbose=False,
         )
     model = program.model_proto  # type: ignore[union-attr]
@@ -240,7 +251,7 @@ def _torch_export(network: nn.Module, trained: Trained, draft: Path, facts: dict
         program = torch.export.export(
             network.to(memory_format=torch.contiguous_format),
             (torch.zeros(2, 3, size, size),),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=({0: torch.export.Dim("batch", max=MOST_IMAGES)},),
         )
         torch.export.save(program, str(path), extra_files={METADATA: json.dumps(facts)})
         loaded = torch.export.load(str(path)).module()

@@ -97,7 +97,7 @@ class Bench:
         self._processes = Processes()
         self.device = self._processes.device
         self.state = RunState(experiment, source, build_learner(hp, self._processes))
-        self.findings = Findings(-(-hp.global_batch_size // hp.parts(hp.global_batch_size)))
+        self.findings = Findings(-(-hp.global_batch_size // hp.micro_batches(hp.global_batch_size)))
         self.workers = usable_workers(experiment.data.num_workers_train)
         self.epoch, self.largest = _epochs(hp.training_sizes, hp.epochs)
         self._training = TrainingTransform(hp)

@@ -45,6 +45,6 @@ class Batches(Block):
             )
         return self
 
-    def parts(self, images: int) -> int:
+    def micro_batches(self, images: int) -> int:
         """In how many micro-batches a process handles its images of a global batch."""
         return -(-images // (self.max_batch_per_slot or images))

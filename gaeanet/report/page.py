@@ -144,7 +144,7 @@ def _tiles(run: RunFacts) -> Iterator[tuple[str, str, str]]:
         accuracy, kind, line = best
         top5 = line["ema_top5_accuracy" if kind == "EMA" else "top5_accuracy"]
         yield "best top-1", f"{accuracy:.2f} %", f"{kind} weights, epoch {line['epoch']:g}"
-        yield "top-5 there", f"{top5:.2f} %" if _is_number(top5) else "-", f"{line['count']:,} images counted"
+        yield "top-5 there", f"{top5:.2f} %" if _is_number(top5) else "-", f"{line['count']:,} images"
     epochs = run.experiment.hyperparameters.epochs
     yield "epochs", f"{end['epoch']:g} of {epochs}", f"{end['images']:,} images seen"
     speeds = sorted(value for _, value in points_of(run.lines, "train", "images_per_second"))

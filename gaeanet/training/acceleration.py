@@ -65,7 +65,7 @@ def choose(hp: Hyperparameters, network: nn.Module, precision: str, processes: P
 def _doubts(hp: Hyperparameters, precision: str, processes: Processes, graph: str | None) -> Doubts:
     """What the first process finds against the fast ways, for all."""
     shard = -(-hp.global_batch_size // processes.world_size)
-    micro_batch = -(-shard // hp.parts(shard))
+    micro_batch = -(-shard // hp.micro_batches(shard))
     verdict = doubts(hp, precision, processes.device, micro_batch, graph) if processes.is_first else None
     return Doubts(*processes.from_first(verdict))
 

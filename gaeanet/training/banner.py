@@ -86,7 +86,7 @@ def _arithmetic(batches: Batches, world_size: int) -> str:
     """The factors of a global batch: processes x images of a micro-batch x micro-batches."""
     shards = [shard_slice(batches.global_batch_size, rank, world_size) for rank in range(world_size)]
     sizes = sorted({shard.stop - shard.start for shard in shards}, reverse=True)
-    accumulated = batches.parts(sizes[0])
+    accumulated = batches.micro_batches(sizes[0])
     micro_batch = " or ".join(str(math.ceil(size / accumulated)) for size in sizes)
     return f"{counted(world_size, 'process')} x {micro_batch} x {accumulated}"
 

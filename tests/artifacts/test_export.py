@@ -19,7 +19,7 @@ from tiny import NET, Result, TinyRun, make_folder, read_log
 
 import gaeanet.models.registry
 from gaeanet.artifacts import checkpoint
-from gaeanet.artifacts.export import export, timm_crop_pct
+from gaeanet.artifacts.export import ONNX_FROM, export, timm_crop_pct
 from gaeanet.artifacts.find import find, unique_names
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Hyperparameters
@@ -70,6 +70,10 @@ def test_field_report_56_onnx_of_a_torchrun_run_at_batch_1_and_3(
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     result = gaeanet("export", torchrun_run.run, "net.onnx", "--format", "onnx", "--weights", kind)
+    if torch.__version__ < ONNX_FROM:
+        assert result.code == 2
+        assert result.err.endswith(f"this is {torch.__version__}: export with another, or take --format torch-export\n")
+        return
     assert result.code == 0, result.err
     assert f"onnx, {kind} weights" in result.out
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
@@ -148,7 +152,7 @@ def test_timm_builds_the_exported_network_with_equal_outputs(
 
 
 def validated_by_timm(export_dir: Path, images: Path, batch: int = 8) -> dict[str, Any]:
-    """What timm's validate.py does: its own data set, transforms and loader; right answers, and each guess."""
+    """What timm's validate.py does: its own data set, transforms and loader; right answers, each guess and its lead."""
     network = timm.create_model(f"local-dir:{export_dir}", pretrained=True).eval()
     config = resolve_data_config({}, model=network, use_test_size=True)
     dataset = create_dataset("", root=str(images), split="validation", is_training=False)
@@ -164,21 +168,26 @@ def validated_by_timm(export_dir: Path, images: Path, batch: int = 8) -> dict[st
         crop_mode=config["crop_mode"],
         num_workers=0,
     )
-    guesses, top1, top5, count = [], 0, 0, 0
+    guesses, leads, top1, top5, count = [], [], 0, 0, 0
     with torch.inference_mode():
         for x, labels in loader:
-            found = network(x).topk(min(5, network.num_classes), dim=1).indices
+            logits, found = network(x).topk(min(5, network.num_classes), dim=1)
             right = found == labels[:, None]
+            leads += (logits[:, 0] - logits[:, 1]).tolist()
             guesses += found[:, 0].tolist()
             top1, top5, count = top1 + int(right[:, 0].sum()), top5 + int(right.any(1).sum()), count + len(labels)
-    return {"top1": top1, "top5": top5, "count": count, "guesses": guesses}
+    return {"top1": top1, "top5": top5, "count": count, "guesses": guesses, "leads": leads}
 
 
 # timm's data set leaves closing its files to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_timms_validation_agrees_to_the_image(gaeanet: Run, tmp_path: Path) -> None:
-    """A network that tells images apart, though it has learnt nothing, on images of many sizes, at 48 pixels."""
+    """A network that distinguishes images, though it has learnt nothing, on images of many sizes, at 48 pixels.
+
+    Pillow, which timm resizes with, and torchvision round some pixels differently, by one level of 255: a guess whose
+    logit leads by next to nothing may be another.
+    """
     torch.manual_seed(0)
     images = SyntheticSource(5, 120, 90, 0)
     for index in range(len(images.catalog.val)):
@@ -202,12 +211,24 @@ def test_timms_validation_agrees_to_the_image(gaeanet: Run, tmp_path: Path) -> N
     assert gaeanet("export", "checkpoint", "out").code == 0
     theirs = validated_by_timm(tmp_path / "out", tmp_path / "val")
     ours = json.loads(gaeanet("evaluate", "checkpoint", "--data", "val", "--json").out)
-    assert (theirs["top1"], theirs["top5"], theirs["count"]) == (ours["top1_correct"], ours["top5_correct"], 60)
+    assert (theirs["top5"], theirs["count"]) == (ours["top5_correct"], 60)
     trained = find(tmp_path / "checkpoint")
     source, _ = open_evaluation_data(trained.state, trained.hyperparameters, "val")
     found = predictions_of(trained, source, Options(["raw"], workers=0), Processes())["raw"]
-    assert theirs["guesses"] == found.guesses[:, 0].tolist()
+    other = [k for k, guess in enumerate(found.guesses[:, 0].tolist()) if guess != theirs["guesses"][k]]
+    assert abs(theirs["top1"] - ours["top1_correct"]) <= len(other) <= 1
+    assert all(theirs["leads"][k] < 0.01 for k in other), [theirs["leads"][k] for k in other]
     assert len(set(theirs["guesses"])) > 2, "a network that always says the same would prove nothing"
+
+
+def test_onnx_is_refused_where_pytorchs_exporter_is_too_old(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gaeanet.artifacts.export.ONNX_FROM", "999.0")
+    result = gaeanet("export", tiny_run.run, "net.onnx", "--format", "onnx")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "--format onnx needs PyTorch 999.0 or later, this is " in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_timm_resizes_to_the_same_pixel() -> None:

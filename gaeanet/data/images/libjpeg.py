@@ -1,4 +1,4 @@
-"""Whole JPEGs through torchvision's decoder, and libjpeg's warnings of damage.
+"""Entire JPEGs through torchvision's decoder, and libjpeg's warnings of damage.
 
 libjpeg fills what it cannot read with something and reports success; of the damage it prints one line to standard
 error, once an image, and no function of torchvision (or of Pillow, which drops the line) hands it on. So standard error

@@ -16,7 +16,7 @@ _KINDS = (".parquet", ".tar", ".arrow")
 def hub_copy(location: str) -> Path:
     """Downloads the training and validation files of a data set, one by one, and returns their directory.
 
-    Files that are whole stay in huggingface_hub's cache, so that a second call starts with what is missing.
+    Complete files stay in huggingface_hub's cache, so that a second call starts with what is missing.
 
     Raises:
         RequestError: There is no such data set, it may not be read, or it has no such files.

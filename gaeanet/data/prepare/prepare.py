@@ -1,6 +1,6 @@
 """`gaeanet prepare`: from archives, folders or a bucket to class folders or shards; killed anywhere, it continues.
 
-Every file is written under another name and renamed when it is whole. Until the end a marker lies beside them, so that
+Every file is written under another name and renamed when it is complete. Until the end a marker lies beside them, so that
 nobody trains on half of the images.
 """
 
@@ -63,7 +63,7 @@ def prepare(
         link: Makes symbolic links to image files instead of copies.
 
     Raises:
-        RequestError: `location` cannot be read or is not whole, or `destination` holds something else.
+        RequestError: `location` cannot be read or is incomplete, or `destination` holds something else.
         RunError: An image cannot be read or written; run again, it continues.
     """
     if re.match(r"[a-z0-9]+:/", str(destination)):
@@ -212,7 +212,7 @@ def _write_folders(source: Source, destination: Path, partial: Path, progress: W
                 path = inside(destination / split, names.name(index))
                 size = path.stat().st_size if exists(path) else None
                 if size is not None and (source.sequential or size == source.size(split, index)):
-                    progress.add(size, earlier=True)  # renamed into place, hence whole
+                    progress.add(size, earlier=True)  # renamed when complete
                 else:
                     missing.append(index)
             for index in missing if link else ():

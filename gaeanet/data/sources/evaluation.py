@@ -71,7 +71,7 @@ def open_evaluation_data(
         state: Of the trained network: its class table and the data it was trained with.
         location: Another location than the run's.
         assume_classes: For weights without a class table: whether the data's sorted classes are taken for it.
-        minival: Count what the run held out of its training split and validated on, in place of the validation split.
+        minival: Evaluate what the run held out of its training split and validated on, in place of the validation split.
 
     Raises:
         RequestError: They cannot be read, or their classes are not the network's.
@@ -119,7 +119,7 @@ def _counted(source: Source, fraction: float | None, minival: bool) -> tuple[Sou
             raise RequestError(f"{source.location}: no training split there to hold anything out of")
         return with_minival(source, fraction), []
     held_out = describe_minival(fraction)
-    return source, [f"the run validated on {held_out} (--minival counts that); this is the validation split"]
+    return source, [f"the run validated on {held_out} (--minival evaluates that); this is the validation split"]
 
 
 def _data(settings: dict[str, Any]) -> Data:

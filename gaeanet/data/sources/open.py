@@ -82,8 +82,8 @@ def _check_batches(batches: Batches) -> None:
             f"hyperparameters.global_batch_size is {images} for {processes} processes, which need at least "
             f"two images each for batch norm: make it {_smallest_batch(batches)} or more, or start fewer processes"
         )
-    parts, most = batches.parts(largest), batches.max_batch_per_slot
-    if most and smallest // parts < 2:
+    micro_batches, most = batches.micro_batches(largest), batches.max_batch_per_slot
+    if most and smallest // micro_batches < 2:
         enough = next(count for count in range(most + 1, largest + 1) if smallest // -(-largest // count) >= 2)
         raise RequestError(
             f"hyperparameters.max_batch_per_slot {most} makes micro-batches of one image from shards of {smallest}: "

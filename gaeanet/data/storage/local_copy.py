@@ -1,6 +1,6 @@
 """A copy on this machine of what lies in a bucket, filled while it is read (`data.streaming: false`).
 
-Files are written under another name and renamed when they are whole, so that any number of processes may share the
+Files are written under another name and renamed when they are complete, so that any number of processes may share the
 directory and any of them may be killed. Which objects are kept follows from their sizes and the limit alone (the
 first ones that fit together), so that processes need not communicate, and nothing is thrown out that the next epoch
 reads again.
