@@ -42,7 +42,7 @@ DEAREST = (
     "test_prepare.py",
     "test_graphs.py",
 )
-"""The files that take longest (make test tells which tests do): they begin, and what is left for the end is short."""
+"""The files that take longest (make test prints the slowest tests): they begin, and what is left for the end is short."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -59,6 +59,16 @@ def pytest_collection_finish() -> None:
 
 def pytest_unconfigure() -> None:
     gc.unfreeze()  # Triton's objects must be freed when Python ends, or its binding complains
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in this process draws no curve, half of a tiny run's time, unless its test is marked `drawn`.
+
+    `tiny_run` and runs in processes of their own draw theirs.
+    """
+    if request.node.get_closest_marker("drawn") is None:
+        monkeypatch.setattr("gaeanet.training.loop.draw_curves", lambda logs, path: path.write_bytes(b"not drawn"))
 
 
 @pytest.fixture

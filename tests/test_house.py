@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,7 +64,17 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items() if name != "__init__"}
 
 
-def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
+@functools.cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(FILES[name].read_text())
+
+
+@functools.cache
+def imported(name: str) -> list[tuple[str, ast.stmt]]:
+    return list(_imported(tree_of(name)))
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
     """Every module that is imported, wherever: `a.b` for `from a.b import c` and, where that is a module, `a.b.c`."""
     typing_only = {
         inner
@@ -84,8 +95,8 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, ast.stmt]]:
 
 def arrows() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for name, path in FILES.items():
-        modules = (module for module, _ in imported(ast.parse(path.read_text())))
+    for name in FILES:
+        modules = (module for module, _ in imported(name))
         inner = (module.removeprefix("gaeanet.") for module in modules if module.startswith("gaeanet."))
         found[name] = {module for module in inner if module != name}
     return found
@@ -127,13 +138,13 @@ def test_no_circle_of_files() -> None:
 
 def test_names_are_imported_from_where_they_are_defined() -> None:
     wrong = []
-    for name, path in FILES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for name in FILES:
+        for node in ast.walk(tree_of(name)):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("gaeanet."):
                 continue
             origin = str(node.module).removeprefix("gaeanet.")
             assert origin in FILES, (name, origin)
-            body = ast.parse(FILES[origin].read_text()).body
+            body = tree_of(origin).body
             passed_on = {
                 alias.asname or alias.name for part in body if isinstance(part, ast.ImportFrom) for alias in part.names
             }
@@ -144,17 +155,16 @@ def test_names_are_imported_from_where_they_are_defined() -> None:
 @pytest.mark.parametrize("part", FREE_OF_TORCH)
 def test_what_refuses_a_request_imports_no_torch(part: str) -> None:
     heavy = ("torch", "torchvision", "timm")
-    for name, path in FILES.items():
+    for name in FILES:
         if name == part or name.startswith(f"{part}."):
-            tree = ast.parse(path.read_text())
-            top = set(tree.body)
-            for module, node in imported(tree):
+            top = set(tree_of(name).body)
+            for module, node in imported(name):
                 assert node not in top or module.split(".")[0] not in heavy, (name, module)
 
 
 def test_only_one_package_imports_each_of_these_and_lazily() -> None:
-    for name, path in FILES.items():
-        for module, _ in imported(ast.parse(path.read_text())):
+    for name in FILES:
+        for module, _ in imported(name):
             homes = ONLY_IN.get(module.split(".")[0])
             assert homes is None or any(f"{name}.".startswith(f"{home}.") for home in homes), (name, module)
 

@@ -357,6 +357,7 @@ def test_a_damaged_library_is_made_anew(unbuilt: Path, monkeypatch: pytest.Monke
     assert not list((unbuilt / "gaeanet").iterdir())
 
 
+@pytest.mark.slow
 def test_two_processes_build_at_once(unbuilt: Path) -> None:
     quick = "build.FLAGS = tuple(flag for flag in build.FLAGS if flag != '-O3')"
     code = f"from gaeanet.kernels import build; {quick}; print(build.library()._name)"

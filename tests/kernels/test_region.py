@@ -166,7 +166,6 @@ def test_the_common_kinds_are_the_kernels_and_all_others_are_right_too() -> None
     others = {
         "progressive": encoded(photo, progressive=True),
         "CMYK": encoded(photo.convert("CMYK")),
-        "RGB": encoded(photo, keep_rgb=True),
         "Adobe RGB": with_adobe_marker(plain, 0),
         "Adobe unknown": with_adobe_marker(plain, 7),
         "12 bit": plain[: at + 4] + b"\x0c" + plain[at + 5 :],
@@ -181,6 +180,8 @@ def test_the_common_kinds_are_the_kernels_and_all_others_are_right_too() -> None
         "PNG": b"\x89PNG\r\n\x1a\n",
         "nothing": b"",
     }
+    if (rgb := encoded(photo, keep_rgb=True)) != encoded(photo):  # Pillow 10.2 or later
+        others["RGB"] = rgb
     for name, data in {**common, **others}.items():
         assert name in others or isinstance(opened(data), Photograph), name
         assert (part_by_kernel(data, (0, 0, 40, 50)) is not None) == (name in common), name

@@ -25,6 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirror.Mirror.__init__, "__defaults__", (QUICK,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_another_machine_goes_on_from_the_bucket(
     request: pytest.FixtureRequest, gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, scheme: str

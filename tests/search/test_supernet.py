@@ -218,6 +218,7 @@ WIDE = [CANDIDATES.index(name) for name in ("sep_conv_5x5", "dil_conv_5x5")]
 """Operations that see spots six pixels apart at once; 3x3 ones see five, pools three."""
 
 
+@pytest.mark.slow
 def test_a_planted_problem_over_five_seeds() -> None:
     """The operations that solve it win, and GAEA's weights are sparser than DARTS's at equal epochs."""
     for seed in range(5):

@@ -150,6 +150,7 @@ def request(**changes: Any) -> dict[str, Any]:
     return {**values, "kernels": True, "graph": True, **changes}
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU records nothing, and says so; the run's place among its processes is not the trial's."""
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
@@ -159,6 +160,7 @@ def test_a_trial_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found.graph
 
 
+@pytest.mark.slow
 def test_trials_that_crash_or_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(proof.TrialFailed, match=r"^the trial failed: RuntimeError: .* device"):
         proof._tried(request(device="nowhere"))

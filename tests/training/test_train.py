@@ -26,6 +26,7 @@ Run = Callable[..., Result]
 Write = Callable[..., Path]
 
 
+@pytest.mark.drawn
 def test_a_run_directory_holds_what_it_should(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:
     result = gaeanet("train", experiment_file(), "--data", t3)
     assert result.code == 0, result.err
@@ -51,6 +52,7 @@ def test_a_run_directory_holds_what_it_should(gaeanet: Run, experiment_file: Wri
         assert {"loss", "top1_accuracy", "ema_loss", "ema_top1_accuracy"} <= set(line)
     assert (run / "checkpoints" / "latest").resolve().name == "step-000000008"
     assert (run / "checkpoints" / "best").exists()
+    assert (run / "curve.png").stat().st_size > 5000
     assert "best: top-1" in result.out
     assert str(Path("runs/tiny")) in result.out
     assert "generated" not in result.out
@@ -124,6 +126,7 @@ LEARNABLE = {
 }
 
 
+@pytest.mark.slow
 def test_generated_images_can_be_learnt_and_shuffled_labels_cannot(experiment_file: Write, tmp_path: Path) -> None:
     experiment = load_experiment(experiment_file(data={"generated_per_class": 100}, **LEARNABLE))
     source = open_source(experiment)
@@ -165,31 +168,32 @@ INGREDIENTS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("stop_at", "more"), [(5, {}), (8, {}), (11, {}), (4, INGREDIENTS)])
+@pytest.mark.parametrize(("stops", "more"), [((5, 8, 11), {}), ((4,), INGREDIENTS)], ids=["plain", "ingredients"])
 def test_law_2_a_resumed_run_equals_one_that_never_stopped(
     gaeanet: Run,
     experiment_file: Write,
     t3: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    stop_at: int,
+    stops: tuple[int, ...],
     more: dict[str, Any],
 ) -> None:
-    options = {"epochs": 4, "drop_path_prob": 0.2, "drop_prob": 0.1, "cutout": True, "cutout_length": 8, **more}
+    """Stopped within an epoch of four steps, after its last step, and within the run's last epoch."""
+    options = {"epochs": 3, "drop_path_prob": 0.2, "drop_prob": 0.1, "cutout": True, "cutout_length": 8, **more}
     config = experiment_file(**options)
-    assert gaeanet("train", config, "--data", t3, "--run-dir", "straight").code == 0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(recorded, "step", interrupted_at(stop_at))
-        assert gaeanet("train", config, "--data", t3, "--run-dir", "broken").code == 130
-    refused = gaeanet("train", config, "--data", t3, "--run-dir", "broken")
-    assert refused.code == 2
-    assert "already holds a run: continue it with --resume" in refused.err
-    assert gaeanet("train", config, "--data", t3, "--run-dir", "broken", "--resume").code == 0
-
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert same_but_for_speed(read_log(straight), read_log(broken))
-    same_checkpoints(straight, broken)
+    straight = tmp_path / "straight"
+    assert gaeanet("train", config, "--data", t3, "--run-dir", straight).code == 0
+    for stop in stops:
+        broken = tmp_path / f"broken-{stop}"
+        with monkeypatch.context() as patch:
+            patch.setattr(recorded, "step", interrupted_at(stop))
+            assert gaeanet("train", config, "--data", t3, "--run-dir", broken).code == 130
+        refused = gaeanet("train", config, "--data", t3, "--run-dir", broken)
+        assert refused.code == 2
+        assert "already holds a run: continue it with --resume" in refused.err
+        assert gaeanet("train", config, "--data", t3, "--run-dir", broken, "--resume").code == 0
+        assert same_but_for_speed(read_log(straight), read_log(broken))
+        same_checkpoints(straight, broken)
 
 
 def test_a_finished_run_has_nothing_to_do(gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def compiling(
         note: Is called with each compiled kernel and its constants.
         shard: Of the variants, which are divided evenly among `of` processes, those of this process are compiled.
     """
-    usual, driver = JITFunction.__getitem__, triton.runtime.driver._active
+    usual, drivers = JITFunction.__getitem__, triton.runtime.driver
+    before = dict(vars(drivers))  # the attribute that holds the active one differs between Triton's releases
 
     def getitem(self: Any, grid: Any) -> Callable[..., None]:
         def launch(*arguments: Any, **constants: Any) -> None:
@@ -63,13 +64,13 @@ def compiling(
         return launch
 
     JITFunction.__getitem__ = getitem
-    triton.runtime.driver.set_active(_Driver(capability))
+    drivers.set_active(_Driver(capability))
     availability.ahead = True
     try:
         yield
     finally:
         availability.ahead = False
-        triton.runtime.driver._active = driver  # reset_active() wants a GPU
+        vars(drivers).update(before)  # reset_active() wants a GPU
         JITFunction.__getitem__ = usual
 
 

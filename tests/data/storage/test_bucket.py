@@ -43,6 +43,7 @@ def bucket(location: str, tmp_path: Path, **options: object) -> BucketFolderSour
     return BucketFolderSource(client, cache=tmp_path / "cache", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gs", "s3"])
 def test_training_from_a_bucket_equals_training_from_a_folder(
     request: pytest.FixtureRequest, gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, scheme: str

@@ -45,6 +45,7 @@ def gate_kernels(size: Size, channels: int) -> None:
     gate.scaled(x, size, factors, factors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("capability", "launch", "arguments"),
     [

@@ -36,6 +36,7 @@ def run(cases: str, selection: str, **variables: str) -> None:
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", CASES)
 def test_in_the_interpreter(cases: str) -> None:
     run(cases, "not slow", TRITON_INTERPRET="1")
