@@ -22,7 +22,7 @@ def test_the_order_never_changes_between_versions() -> None:
 
 @given(st.integers(1, 64), st.integers(1, 9))
 def test_shares_partition_the_batch(batch: int, world: int) -> None:
-    parts = [list(range(batch))[order.share(batch, rank, world)] for rank in range(world)]
+    parts = [list(range(batch))[order.shard_slice(batch, rank, world)] for rank in range(world)]
     assert sum(parts, []) == list(range(batch))
     sizes = [len(part) for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -57,7 +57,7 @@ def test_a_batch_has_each_of_its_samples_as_often_as_asked(repeats: int, distinc
             (s, d) for s in whole[step * distinct : (step + 1) * distinct].tolist() for d in range(repeats)
         }
         for rank in range(world):  # a share that is no larger than the distinct samples has none of them twice
-            mine = samples[order.share(batch, rank, world)]
+            mine = samples[order.shard_slice(batch, rank, world)]
             assert len(mine) > distinct or len(set(mine.tolist())) == len(mine)
         seen += samples[:distinct].tolist()
     assert seen == whole[: steps * distinct].tolist()
