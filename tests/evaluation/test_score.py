@@ -205,7 +205,7 @@ def test_each_wrong_file_gets_one_clear_line(gaeanet: Run, tiny_run: TinyRun, tm
         (["timm"], "timm: resnet50, which gaeanet did not export"),
         (["odd"], "odd: not a gaeanet checkpoint, or its manifest.json is damaged"),
         (["cut", "--data", "t4"], "t4, against the checkpoint's classes: the classes found lack 3 classes (a, b, c)"),
-        (["bare"], "came without data: say with --data"),
+        (["bare"], "came without data: name images with --data"),
         (["bare", *val], "the weights came without a class table"),
         (["bare", "--data", t4], "4 classes, the network has 3 outputs"),
         ([tiny_run.run, "--data", t4], "the classes found have 1 class (n00000003) more than its table says"),
