@@ -78,7 +78,7 @@ class Job(ABC):
         self._stepper = None
 
     def end(self) -> None:
-        """Lets go of what holds memory and workers: a recorded step refers to the job, which would keep both alive."""
+        """Releases memory and workers: a recorded step refers to the job, which would keep both alive."""
         self._stepper = None
 
     def start(self) -> list[str]:
