@@ -124,6 +124,7 @@ def test_field_report_92_a_log_with_other_values_than_a_run_writes_is_one_line(
         assert f"{log}, line 1: not JSON that a run writes" in refused.err
 
 
+@pytest.mark.drawn
 def test_field_report_60_without_matplotlib_a_run_ends_well(
     gaeanet: Run, experiment_file: Callable[..., Path], t3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
