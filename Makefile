@@ -7,13 +7,14 @@
 # make check     linters and types
 # make reference   writes the table of all keys into docs/training.md
 # make bench     speed beside the plain way, one table (PARTS=step for one part; all take minutes)
+# make fuzz      damages files of others at random, the C++ decoder under sanitizers (SECONDS=600 SEED=3; a minute each)
 # make timm-tests   timm's own tests on our networks (NAMES=gaea_tiny for one; all take about ten minutes on two cores)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install train test test-slow coverage lowest check format reference bench timm-tests
+.PHONY: install train test test-slow coverage lowest check format reference bench fuzz timm-tests
 
 install: $(READY)
 
@@ -48,6 +49,9 @@ reference: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py $(PARTS)
+
+fuzz: $(READY)
+	$(BIN)/python benchmarks/fuzz.py --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0)
 
 timm-tests: $(READY)
 	$(BIN)/python tests/timm_suite.py $(NAMES)

@@ -64,8 +64,8 @@ def export(trained: Trained, destination: Path, form: str, kind: str, fold: bool
     folded = fold_batch_norm(network) if fold else 0
     facts = _metadata(trained, form, kind, folded)
     draft = destination.with_name(f".{destination.name}.{os.getpid()}{destination.suffix}")
-    _remove(draft)
     try:
+        _remove(draft)
         destination.parent.mkdir(parents=True, exist_ok=True)
         check = {"timm": _timm, "onnx": _onnx, "torch-export": _torch_export}[form](network, trained, draft, facts)
         differences = {batch: _difference(reference, check, trained, batch) for batch in BATCHES}
@@ -78,7 +78,8 @@ def export(trained: Trained, destination: Path, form: str, kind: str, fold: bool
     except OSError as error:
         raise RunError(f"{destination}: cannot be written: {reason(error)}") from None
     finally:
-        _remove(draft)
+        with contextlib.suppress(OSError):
+            _remove(draft)
     hp = trained.hyperparameters
     sentences = [
         f"wrote {destination}: {form}, {kind} weights, cell {hp.cell.fingerprint}, {hp.num_classes} classes, "

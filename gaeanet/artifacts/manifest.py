@@ -129,7 +129,7 @@ def _is_scaler(value: Any) -> bool:
 def _is_data(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and all(value.get(key) is None or isinstance(value[key], str) for key in ("location", "fingerprint"))
+        and all(value.get(key) is None or isinstance(value[key], str) for key in ("location", "fingerprint", "sizes"))
         and isinstance(value.get("generated", False), bool)
         and _or_nothing(_are_counts)(value.get("images"))
         and isinstance(value.get("settings") or {}, dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def _onnx_metadata(path: Path) -> dict[str, Any] | None:
         entries = onnx.ModelProto.FromString(path.read_bytes()).metadata_props
         text = next((entry.value for entry in entries if entry.key == METADATA), None)
         return None if text is None else dict(json.loads(text))
-    except (OSError, ValueError, TypeError, protobuf.DecodeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, protobuf.DecodeError) as error:
         raise RequestError(f"{path}: not an ONNX file, or damaged: {reason(error)}") from None
 
 
@@ -61,7 +62,8 @@ def _pt2_metadata(path: Path) -> dict[str, Any] | None:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.rsplit("/", 1)[-1] == METADATA:
-                    return dict(json.loads(archive.read(name)))
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+                    with archive.open(name) as file:
+                        return dict(json.loads(file.read(MOST_BYTES)))
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RequestError(f"{path}: not a torch.export program, or damaged: {reason(error)}") from None
     return None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.artifacts.find import Trained, find
@@ -16,6 +15,7 @@ from gaeanet.config.experiment import Hyperparameters
 from gaeanet.config.network import Network
 from gaeanet.data.sources.catalog import imagenet_wnids
 from gaeanet.errors import RequestError
+from gaeanet.runtime.files import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def read_start(hp: Hyperparameters, classes: Sequence[str]) -> Start | None:
         if hp.init_weights is not None or hp.new_head:
             raise RequestError("hyperparameters.init_weights and new_head go with init_checkpoint, which is null")
         return None
-    trained = find(Path(hp.init_checkpoint).expanduser())
+    trained = find(expanded(hp.init_checkpoint))
     theirs = trained.hyperparameters
     for key in _ARCHITECTURE:
         here, there = getattr(hp, key), getattr(theirs, key)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import stat
-from pathlib import Path
 from typing import Any
 
 from gaeanet.cells.genotype import FIELDS, Genotype
 from gaeanet.cells.zoo import ZOO
 from gaeanet.errors import RequestError, did_you_mean, reason
-from gaeanet.runtime.files import read_text
+from gaeanet.runtime.files import expanded, read_text
 from gaeanet.runtime.names import shortened
 from gaeanet.runtime.yaml import parse
 
@@ -109,7 +108,7 @@ def read_genotype(reference: Any) -> Genotype:
         return ZOO[reference].genotype
     if is_text(reference):
         return from_text(reference)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     try:
         # Not is_file(): what it raises and what it takes for "not there" differs between versions of Python.
         if not stat.S_ISREG(path.stat().st_mode):

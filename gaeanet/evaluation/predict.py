@@ -26,6 +26,7 @@ _IMAGE = re.compile(
     rb"\xff\xd8\xff|\x89PNG|GIF8[79]a|RIFF.{4}WEBP|P[1-6]\s+(#.*\n\s*)*\d+\s|P[1-6]#|[^\n]*[\0-\x08]", re.DOTALL
 )
 """How images begin; no list of names does."""
+_LONGEST_NAME = 1 << 16
 
 
 class Image(NamedTuple):
@@ -76,7 +77,9 @@ def _from_standard_input() -> Iterator[Image]:
         yield Image("standard input", None if fault else data, fault)
         return
     # Line by line, so that names can come from a process that is still finding them.
-    while name := stream.readline():
+    while name := stream.readline(_LONGEST_NAME):
+        if len(name) == _LONGEST_NAME:
+            raise RunError(f"standard input: a line of more than {_LONGEST_NAME:,} bytes, which is no file's name")
         if line := os.fsdecode(name).rstrip("\r\n"):
             yield _read(Path(line))
 

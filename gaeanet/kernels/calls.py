@@ -26,6 +26,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "count_levels": [_POINTER, _LONG, _POINTER, _INT],
     "map_levels": [_POINTER, _LONG, _POINTER, _INT],
     "jpeg_region": [_POINTER] + [_LONG] * 5 + [_POINTER, _INT],
+    "jpeg_soundness": [_POINTER, _LONG, _INT],
 }
 
 

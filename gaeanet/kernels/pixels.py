@@ -44,6 +44,14 @@ def jpeg_region(data: bytes, top: int, left: int, height: int, width: int) -> Te
     return pixels.permute(2, 0, 1)
 
 
+def is_sound_jpeg(data: bytes) -> bool | None:
+    """Whether a JPEG's coded data are whole and make sense, which takes no memory for pixels; None where unknown.
+
+    Unknown are progressive JPEGs, those of several scans, and what is odd without being damage.
+    """
+    return {0: True, 3: False}.get(call("jpeg_soundness", data, len(data)))
+
+
 def _one_block(pixels: Tensor) -> Tensor:
     if not (pixels.is_contiguous() and pixels.dtype is torch.uint8 and pixels.shape[-1] == 3):
         raise ValueError(f"pixels must be uint8 (H, W, 3) in one block, not {pixels.dtype} {tuple(pixels.shape)}")

@@ -316,6 +316,8 @@ def _arrow(tip: Point, colour: str) -> str:
 
 def write_drawing(genotype: Genotype, name: str, path: Path) -> None:
     """Writes `draw`'s text to `path`, replaced in one step; raises `RequestError` where that cannot be done."""
+    if path.suffix.lower() != ".svg":
+        raise RequestError(f"{path}: cells are drawn as SVG: name the file so that it ends in .svg")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, draw(genotype, name))

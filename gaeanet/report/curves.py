@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gaeanet.errors import RequestError, reason
 from gaeanet.report.series import PANELS, Line, Series, series_of, validated_on
+from gaeanet.runtime.files import check_replaceable
 from gaeanet.runtime.names import shown
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5fa8", "#c8501e", "#2c8a4b", "#7d4fa8", "#94740f", "#23848f")
 """Of runs, as in report.css on light paper; more runs than that begin again."""
 _TRAINING, _PUBLISHED = "#8a94a0", "#b9bec4"
+_FORMATS = (".png", ".svg", ".pdf")
 _LONGEST_NAME = 44
 """Characters of a run's name in the legend: three charts stand side by side."""
 
@@ -33,6 +36,8 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
     Raises:
         RequestError: matplotlib is missing, or the file cannot be written.
     """
+    if path.suffix.lower() not in _FORMATS:
+        raise RequestError(f"{path}: curves are drawn as {', '.join(_FORMATS)}: name the file so")
     # Without a home that can be written, it warns that it keeps its cache elsewhere, which is what it should do.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
@@ -59,11 +64,13 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], path: Path) -> None:
         _dress(panel, metric, label)
     draft = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(draft)
         draft.replace(path)
-    except (OSError, ValueError) as error:
-        draft.unlink(missing_ok=True)
+    except (OSError, ValueError, OverflowError) as error:  # the last two of an odd SOURCE_DATE_EPOCH
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise RequestError(f"{path}: cannot write the picture: {reason(error)}") from None
 
 

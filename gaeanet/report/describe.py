@@ -20,7 +20,7 @@ from gaeanet.cells.zoo import ZOO, name_of
 from gaeanet.config.experiment import Experiment, Hyperparameters, experiment_from, load_experiment
 from gaeanet.config.recipes import is_bare, recipe_names
 from gaeanet.errors import RequestError, counted, did_you_mean
-from gaeanet.runtime.files import exists, is_directory, is_file
+from gaeanet.runtime.files import exists, is_directory, is_file, read_text
 from gaeanet.runtime.imports import importing
 from gaeanet.runtime.tables import table_lines
 from gaeanet.runtime.yaml import parse
@@ -146,8 +146,7 @@ def _metadata(reference: str) -> dict[str, Any] | None:
 
 def _is_experiment(path: Path) -> bool:
     try:
-        text = path.read_text(encoding="utf-8")
-        tree = parse(text, str(path))
+        tree = parse(read_text(path), str(path))
     except (OSError, UnicodeDecodeError, RequestError):
         return False
     return isinstance(tree, dict) and not {"hyperparameters", "data"}.isdisjoint(tree)

@@ -52,6 +52,14 @@ def _is(path: Name, kind: Callable[[int], bool]) -> bool:
         return False
 
 
+def expanded(path: Name) -> Path:
+    """A path with `~` written out; raises `RequestError` where there is no such user or home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise RequestError(f"{path}: there is no such home directory: write the path out") from None
+
+
 def entries_of(directory: Name) -> list[Path]:
     """What a directory holds, by name; raises `RequestError` where it cannot be listed."""
     try:
@@ -80,6 +88,17 @@ def read_text(path: Name, most: int = MOST_BYTES, *, regular: bool = True) -> st
     return data.decode("utf-8").replace("\r\n", "\n")
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises OSError where no file can take this place: a device, a pipe, or a link to one, as `/dev/stdout` is."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing is there, or the writing will say why not
+        return
+    is_stream = path.is_symlink() and os.readlink(path).startswith("/proc/")
+    if is_stream or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "a device or pipe, not a file", str(path))
+
+
 def replace_text(path: Path, text: str, errors: str = "strict") -> None:
     """Writes a text file, UTF-8, in one step: what was there stays until all of the new one is on the disk.
 
@@ -89,6 +108,7 @@ def replace_text(path: Path, text: str, errors: str = "strict") -> None:
     Raises:
         OSError: It cannot be written.
     """
+    check_replaceable(path)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.write_text(text, encoding="utf-8", errors=errors)

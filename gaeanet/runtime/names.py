@@ -24,6 +24,15 @@ def shortened(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def is_whole(name: str) -> bool:
+    """Whether a text can be a name on disk: JSON may hold half of a character (`"\\ud800"`), which no name does."""
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def stays_inside(name: str) -> bool:
     """Whether a relative POSIX path leads to something below the directory that it is joined to."""
     parts = name.split("/")

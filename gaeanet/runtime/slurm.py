@@ -44,15 +44,19 @@ def read_task(environment: Mapping[str, str]) -> Task | None:
         return None
     try:
         job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
-        return Task(
+        node = int(environment["SLURM_NODEID"])
+        task = Task(
             rank=int(environment["SLURM_PROCID"]),
             local_rank=int(environment["SLURM_LOCALID"]),
             tasks=int(environment["SLURM_NTASKS"]),
-            local_tasks=_counts(environment["SLURM_STEP_TASKS_PER_NODE"])[int(environment["SLURM_NODEID"])],
+            local_tasks=_counts(environment["SLURM_STEP_TASKS_PER_NODE"])[node],
             first_host=first_host(environment["SLURM_STEP_NODELIST"]),
             port=port_of(job, step),
             requeued=environment.get("SLURM_RESTART_COUNT", "0") != "0",
         )
+        if not (0 <= task.rank < task.tasks and 0 <= task.local_rank < task.local_tasks and min(node, job, step) >= 0):
+            raise ValueError("a place beyond their number")
+        return task
     except KeyError as error:
         raise RequestError(f"{error.args[0]} is not set, though SLURM_STEP_NUM_TASKS is: start with srun") from None
     except (ValueError, IndexError):
@@ -69,6 +73,9 @@ _NUMBERS = (
     "SLURM_STEP_TASKS_PER_NODE",
     "SLURM_NODEID",
 )
+
+
+_MOST_NODES = 1_000_000
 
 
 def cores_of_task(environment: Mapping[str, str]) -> int | None:
@@ -105,6 +112,8 @@ def _counts(tasks_per_node: str) -> list[int]:
     """Tasks of each node: [2, 2, 1] for `2(x2),1`."""
     counts = list[int]()
     for entry in tasks_per_node.split(","):
-        tasks, _, times = entry.partition("(x")
-        counts += [int(tasks)] * int(times.rstrip(")") or 1)
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
+        if found is None or int(found[2] or 1) > _MOST_NODES:
+            raise ValueError(entry)
+        counts += [int(found[1])] * int(found[2] or 1)
     return counts

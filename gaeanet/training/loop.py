@@ -5,6 +5,7 @@ What is trained is a `Job`: `train.py` has that of a network, `search/job.py` th
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.data.images.transforms import ValidationTransform
 from gaeanet.data.loading.loader import Batch, validation_batches
 from gaeanet.data.loading.read_errors import ReadErrors
+from gaeanet.data.loading.reads import PATIENCE
 from gaeanet.data.loading.workers import end_workers, usable_workers
 from gaeanet.data.sources.order import batch_of, step_seed
 from gaeanet.data.sources.source import Source
@@ -36,6 +38,8 @@ from gaeanet.training.state import RunState
 
 REPORTS_PER_EPOCH = 10
 MAX_REWINDS = 5
+_GRACE_OF_PAGE = 3.0
+"""Seconds after a stop in which the images of the run's page may still be read."""
 _GRACE = 15.0
 """Seconds that one of several processes which was asked to stop waits for a batch; launchers kill after 30."""
 
@@ -229,7 +233,21 @@ class _Loop:
             _draw(self.context, self.display)
             self.next_drawing = time.monotonic() + 20 * (time.monotonic() - began)
         if last:
-            _write_report(self.context, self.source, self.display)
+            self._write_report()
+
+    def _write_report(self) -> None:
+        """Writes the run's page, whose images a stalled mount may hold back: then a stop ends the run without it."""
+        message = f"still writing {REPORT} after {PATIENCE:.0f} s: does the file system of the images answer?"
+        reminder = threading.Timer(PATIENCE, self.display.log, [message])
+        reminder.daemon = True
+        reminder.start()
+        try:
+            with self.stop.waiting(_GRACE_OF_PAGE):
+                _write_report(self.context, self.source, self.display)
+        except StoppedWaiting:
+            self.display.log(f"{REPORT} is not written: gave up reading its images, since the run was asked to stop")
+        finally:
+            reminder.cancel()
 
     def _validation(self) -> dict[str, Any]:
         """A validation line: each of the job's networks evaluated on the whole split."""

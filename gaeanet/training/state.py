@@ -19,6 +19,7 @@ from gaeanet.config.experiment import OPERATIONAL, Experiment
 from gaeanet.data.sources.catalog import check_table
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, counted, reason
+from gaeanet.runtime.files import expanded
 from gaeanet.training.learner import Learner, Tensors
 
 
@@ -96,6 +97,7 @@ class RunState:
             "data": {
                 "location": self.source.location,
                 "fingerprint": self.source.fingerprint,
+                "sizes": self.source.sizes_fingerprint,
                 "generated": self.source.generated,
                 "images": _counts(self.source),
                 "settings": portable_data(self.experiment.data),
@@ -162,9 +164,12 @@ class RunState:
     def _check_images(self, run: Path, saved: Mapping[str, Any]) -> None:
         """Refuses other images than those that the position in the data, and the order of an epoch, belong to."""
         fingerprint, before, now = saved.get("fingerprint"), saved.get("images"), _counts(self.source)
+        sizes, sizes_now = saved.get("sizes"), self.source.sizes_fingerprint
         if fingerprint in (None, self.source.fingerprint):
-            return
-        if before is None:  # of a version that did not save the counts
+            if None in (sizes, sizes_now) or sizes == sizes_now:
+                return
+            difference = f"{_counted(now)} of the same names as before, but files of other sizes"
+        elif before is None:  # of a version that did not save the counts
             difference = f"{_counted(now)}, not those that it learned from"
         elif before == now:
             difference = f"{_counted(now)} as before, but with other names"
@@ -195,5 +200,5 @@ def portable_data(data: Data) -> dict[str, Any]:
     values = data.model_dump()
     for key in ("location", "data_download_dir"):
         if values[key] is not None and "://" not in values[key]:
-            values[key] = str(Path(values[key]).expanduser().absolute())
+            values[key] = str(expanded(values[key]).absolute())
     return values

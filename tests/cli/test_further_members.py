@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Result, TinyRun
+from tiny import Result, TinyRun, jpeg
 
+from gaeanet.artifacts.metadata import read_metadata
+from gaeanet.data.sources.entries import read_image
+from gaeanet.data.storage.bucket_index import cache_directory
+from gaeanet.data.storage.credentials import has_credentials
 from gaeanet.errors import RequestError
 from gaeanet.runtime.processes import Processes
 from gaeanet.runtime.ranks import ranks
@@ -233,3 +240,191 @@ def test_field_report_61_processes_that_cannot_find_each_other(monkeypatch: pyte
         with pytest.raises(RequestError, match=r"WORLD_SIZE=2, but no MASTER_(ADDR|PORT) that this process could find"):
             Processes()
         monkeypatch.setenv(name, "127.0.0.1")
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_NODELIST": "gpu1",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SLURM_PROCID", "2"),
+        ("SLURM_PROCID", "-1"),
+        ("SLURM_PROCID", "x"),
+        ("SLURM_LOCALID", "2"),
+        ("SLURM_NTASKS", "0"),
+        ("SLURM_NODEID", "-1"),
+        ("SLURM_NODEID", "1"),
+        ("SLURM_STEP_TASKS_PER_NODE", ""),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(x"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(x-1)"),
+        ("SLURM_STEP_TASKS_PER_NODE", "2(x99999999999999)"),
+        ("SLURM_STEP_NODELIST", ""),
+    ],
+)
+def test_field_reports_61_and_91_slurm_variables_that_make_no_sense(name: str, value: str) -> None:
+    assert ranks(SLURM).world_size == 2
+    with pytest.raises(RequestError, match="not the variables of a Slurm task: .*: start with srun"):
+        ranks({**SLURM, name: value})
+
+
+def test_field_report_91_an_image_that_is_a_device_has_no_end(
+    gaeanet: Run, tiny_run: TinyRun, t3: Path, tmp_path: Path
+) -> None:
+    """Until the machine's memory was full, when a link among the images led there."""
+    result = gaeanet("predict", tiny_run.run, "/dev/zero")
+    assert result.code == 1
+    assert "/dev/zero: cannot be read: a device, not a file" in result.err
+    image = t3 / "train/n00000000/train_0.JPEG"
+    image.unlink()
+    image.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="a device, not a file"):
+        read_image(image)
+    data = jpeg((1, 2, 3), (40, 40))
+    reader, writer = os.pipe()  # as of <(curl ...)
+    os.write(writer, data)
+    os.close(writer)
+    assert read_image(f"/dev/fd/{reader}") == data
+    os.close(reader)
+
+
+def test_field_report_91_a_line_without_an_end_on_standard_input(
+    gaeanet: Run, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            buffer[:] = b"x" * len(buffer)
+            self.given += len(buffer)
+            assert self.given < 10_000_000
+            return len(buffer)
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    refused(gaeanet("predict", tiny_run.run, "-"), "a line of more than 65,536 bytes, which is no file's name", code=1)
+
+
+@pytest.mark.parametrize("key", ["path", "label"])
+def test_field_reports_65_and_92_half_a_character_in_a_table(gaeanet: Run, tmp_path: Path, key: str) -> None:
+    lines = []
+    for split, label in itertools.product(("train", "val"), ("cat", "dog")):
+        (tmp_path / f"{split}{label}.jpg").write_bytes(jpeg((1, 2, 3), (40, 40)))
+        lines.append({"path": f"{split}{label}.jpg", "label": label, "split": split})
+    lines[0][key] += "\ud800"
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    result = gaeanet("prepare", tmp_path / "table.jsonl", "out")
+    refused(result, "table.jsonl")
+    assert "half a character" in result.err or "there is no traincat.jpg\\ud800" in result.err
+
+
+@pytest.mark.parametrize("name", ["device", "pipe", "link"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plot", "RUN", "-o", "X.png"],
+        ["report", "RUN", "--no-images", "-o", "X"],
+        ["describe", "const", "--draw", "X.svg"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_field_report_63_no_file_takes_the_place_of_a_device(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, words: list[str], name: str
+) -> None:
+    """With the rights of root, `-o /dev/stdout` replaced what all programs of the machine write to."""
+    path = tmp_path / words[-1]
+    if name == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/null" if name == "device" else "/proc/self/fd/1")
+    before = path.lstat()
+    result = gaeanet(*(str(tiny_run.run) if word == "RUN" else word for word in words))
+    refused(result, "a device or pipe, not a file", code=1 if words[0] == "report" else 2)
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["plot", "RUN", "-o", "x"], "x: curves are drawn as .png, .svg, .pdf: name the file so", 2),
+        (["plot", "RUN", "-o", "x.pgf"], "x.pgf: curves are drawn as .png, .svg, .pdf: name the file so", 2),
+        (["describe", "const", "--draw", "x.png"], "x.png: cells are drawn as SVG", 2),
+        (["export", "RUN", "FILE/x"], "FILE/x: cannot be written: not a directory", 1),
+        (["export", "RUN", "x" * 300], "cannot be written: file name too long", 1),
+        (["evaluate", "RUN", "--data", "~nobody.is.called.so/x"], "there is no such home directory", 2),
+        (["train", "const", "--data", "~nobody.is.called.so/x"], "there is no such home directory", 2),
+        (["prepare", "~nobody.is.called.so/x", "out"], "there is no such home directory", 2),
+        (["prepare", "x" * 300, "out"], "does not exist", 2),
+        (["prepare", "DATA", "DATA/train/out"], "whose classes it would be one of: name another directory", 2),
+        (["prepare", "DATA", "DATA/val"], "whose classes it would be one of: name another directory", 2),
+        (["prepare", "hf://datasets/../..", "out"], "../.. is no data set's name", 2),
+    ],
+)
+def test_field_reports_79_83_85_and_91_odd_destinations_and_places(
+    gaeanet: Run, tiny_run: TinyRun, tmp_path: Path, words: list[str], message: str, code: int
+) -> None:
+    (tmp_path / "FILE").write_text("a file")
+    (tmp_path / "RUN").symlink_to(tiny_run.run)
+    (tmp_path / "DATA").symlink_to(tiny_run.data)
+    refused(gaeanet(*words), message, code)
+
+
+@pytest.mark.parametrize("value", ["abc", "9" * 30])
+@pytest.mark.parametrize("suffix", ["svg", "pdf"])
+def test_field_report_61_an_odd_date_for_reproducible_builds(
+    gaeanet: Run, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, value: str, suffix: str
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", value)
+    refused(gaeanet("plot", tiny_run.run, "-o", f"x.{suffix}"), f"x.{suffix}: cannot write the picture: ")
+
+
+def test_field_report_93_a_working_directory_that_was_removed(
+    gaeanet: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refused(gaeanet("describe", "const"), "the working directory is not there any more: cd to another")
+
+
+def test_field_report_84_without_any_home_a_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a number that has no entry in the table of users."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(RequestError, match=r"~/.cache: there is no such home directory"):
+        cache_directory()
+    assert not has_credentials("gs")
+    assert not has_credentials("s3")
+
+
+def zipped(text: str, *, encrypted: bool = False) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression=zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model/extra/gaeanet", text)
+    data = bytearray(buffer.getvalue())
+    data[data.rfind(b"PK\x01\x02") + 8] |= encrypted
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [zipped("[" * 100_000), zipped(" " * 100_000_000), zipped("{}", encrypted=True), zipped("{}")[:-30], zipped("[3]")],
+    ids=["nested", "a bomb", "encrypted", "cut short", "no block"],
+)
+def test_field_reports_91_and_92_an_exported_program_that_is_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.pt2").write_bytes(content)
+    with pytest.raises(RequestError, match=r"x\.pt2: not a torch\.export program, or damaged"):
+        read_metadata(tmp_path / "x.pt2")

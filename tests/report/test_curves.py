@@ -52,7 +52,7 @@ def test_what_cannot_be_drawn_is_one_line(gaeanet: Run, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     strange = gaeanet("plot", run, "-o", tmp_path / "curve.xyz")
     assert strange.code == 2
-    assert "cannot write the picture" in strange.err
+    assert "curve.xyz: curves are drawn as .png, .svg, .pdf: name the file so" in strange.err
     (run / "metrics.jsonl").write_text("what\n{}\n")
     assert "line 1: not JSON" in gaeanet("plot", run).err
 

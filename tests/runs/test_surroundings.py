@@ -22,6 +22,7 @@ from launch import together, wait_for
 from tiny import Result, TinyRun, jpeg, read_log, same_but_for_speed, same_checkpoints
 
 from gaeanet.artifacts.find import find
+from gaeanet.data.sources.entries import read_image
 from gaeanet.errors import RequestError
 from gaeanet.kernels import build
 from gaeanet.runs.lock import LOCK, owned
@@ -144,6 +145,27 @@ def test_field_report_68_a_stop_is_followed_in_a_validation_that_hangs(
     monkeypatch.chdir(tmp_path)
     assert gaeanet("train", config, "--data", t3, "--run-dir", "run", "--resume").code == 0
     assert [line["epoch"] for line in read_log(tmp_path / "run", "validation")] == [1.0]
+
+
+def test_field_report_68_a_stop_is_followed_while_the_page_of_the_run_reads_its_images(
+    gaeanet: Run, experiment_file: Write, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by a storm: trained to its end, the run waited for an image that it shows, deaf to SIGTERM."""
+    os.mkfifo(tmp_path / "stalled.jpg")
+
+    def stalled(*_: object) -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        read_image(tmp_path / "stalled.jpg")
+
+    monkeypatch.setattr("gaeanet.report.gather.samples", stalled)
+    monkeypatch.setattr("gaeanet.training.loop.PATIENCE", 0.1)
+    monkeypatch.setattr("gaeanet.training.loop._GRACE_OF_PAGE", 0.1)
+    result = gaeanet("train", experiment_file(epochs=1), "--data", t3, "--run-dir", "run")
+    assert result.code == 0
+    assert "still writing report.html after 0 s: does the file system of the images answer?" in result.out
+    assert "report.html is not written: gave up reading its images" in result.out
+    assert "checkpoints/best" in result.out.splitlines()[-1]
+    assert "report.html" not in result.out.splitlines()[-1]
 
 
 def test_field_report_68_one_of_several_processes_gives_a_read_some_time_after_a_stop() -> None:

@@ -122,7 +122,7 @@ def test_a_port_is_the_steps_own(job: int, step: int, other: int) -> None:
         ({}, None),
         ({"SLURM_CPUS_PER_TASK": "6"}, 6),
         (STEP, 12),  # 24 for the node's two tasks
-        ({**STEP, "SLURM_NODEID": "2"}, 24),
+        ({**STEP, "SLURM_NODEID": "2", "SLURM_LOCALID": "0"}, 24),
         ({**STEP, "SLURM_CPUS_PER_TASK": "3"}, 3),
         ({"SLURM_CPUS_ON_NODE": "4"}, 4),
         ({"SLURM_CPUS_PER_TASK": "?"}, None),

@@ -86,6 +86,21 @@ def test_field_report_66_images_that_changed_since_the_stop_are_refused(
         assert gaeanet("train", config, "--data", t3, "--run-dir", "another", "--init", "run").code == 0
 
 
+def test_field_report_66_other_images_of_the_same_names_are_refused_where_sizes_are_known(
+    gaeanet: Run, stopped: Callable[..., Path], t3: Path, tmp_path: Path
+) -> None:
+    """In an index, archive or listing they are; of folders each file would have to be looked at."""
+    assert gaeanet("prepare", t3, "before", "--shards").code == 0
+    config = stopped("--data", "before")
+    (t3 / "train/n00000001/train_2.JPEG").write_bytes(jpeg((9, 9, 9), (41, 43)))
+    assert gaeanet("prepare", t3, "after", "--shards").code == 0
+    refused = gaeanet("train", config, "--data", "after", "--run-dir", "run", "--resume")
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "18 training and 9 validation images of the same names as before, but files of other sizes" in refused.err
+    assert "restore them, or start another run" in refused.err
+
+
 def test_field_report_66_images_that_have_only_moved_are_the_same(
     gaeanet: Run, stopped: Callable[..., Path], t3: Path, tmp_path: Path
 ) -> None:

@@ -14,8 +14,8 @@ The rules for what is odd:
 - Transparency is laid on white.
 - 16 bits are scaled to 8 (divided by 257), not cut off.
 - EXIF is ignored, rotation included, as in the published recipes; damage in it does not matter.
-- JPEGs of more than `MAX_PIXELS` are decoded at a half, a quarter or an eighth of their size; other images of
-  that size, and progressive JPEGs, are refused.
+- JPEGs of more than `MAX_PIXELS` are decoded at a half, a quarter or an eighth of their size, and the kernel reads
+  their coded data for damage; other images of that size, and progressive JPEGs, are refused.
 - Of an image longer than `MAX_ASPECT` times its width the centre is kept: neither training nor validation looks
   further, and resizing the whole of it could take gigabytes.
 - Half an image is no image, nor is one that libjpeg warns of: it is refused, never filled with grey. (A progressive
@@ -26,7 +26,10 @@ The rules for what is odd:
 from __future__ import annotations
 
 import io
+import logging
+import re
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +44,7 @@ from torchvision.io import ImageReadMode
 from gaeanet.data.formats import FORMATS, Unreadable
 from gaeanet.data.images import libjpeg
 from gaeanet.data.images.jpeg import JpegHeader, is_cut_short, read_header
+from gaeanet.data.images.printed import printed
 from gaeanet.errors import GaeanetError
 from gaeanet.kernels.build import OWN, availability
 
@@ -53,6 +57,13 @@ _SAID_IN_VAIN = (
     r"(Possibly c|C)orrupt EXIF data|Truncated File Read|Image appears to be a malformed MPO|Palette images with"
 )
 warnings.filterwarnings("ignore", message=_SAID_IN_VAIN, category=UserWarning)
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # of what it refuses; it raises too
+_LIBTIFF = re.compile(rb"^[\w.]+: .*\n", re.MULTILINE)
+"""What libtiff prints of damage."""
+_PIXEL_TAGS = frozenset({*range(256, 260), 262, 266, 273, 277, 278, 279, 284, 317, *range(320, 326), 338, 339, 347})
+"""Tags of a TIFF from which its pixels are made; all others are metadata."""
 
 
 class ImageError(GaeanetError):
@@ -176,9 +187,11 @@ def _central(height: int, width: int) -> tuple[int, int, int, int]:
 
 
 def _through_pillow(data: bytes) -> Tensor:
+    is_tiff = data.startswith((b"II", b"MM"))
+    listening: AbstractContextManager[list[str]] = printed(_LIBTIFF) if is_tiff else nullcontext([])
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is MAX_PIXELS
+        with warnings.catch_warnings(record=True) as said, listening as complaints:
+            warnings.simplefilter("always")
             with _opened(data) as image:
                 _bound(image)
                 _transparent_level(image, data)
@@ -191,10 +204,33 @@ def _through_pillow(data: bytes) -> Tensor:
         raise ImageError(f"too large: {str(error).splitlines()[0]}") from None
     except Exception as error:  # Pillow's plug-ins meet damage with whatever exception is at hand
         raise ImageError(f"damaged image: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+    if is_tiff:
+        complaints += [str(warning.message) for warning in said if _is_of_pixels(str(warning.message))]
+    if complaints:
+        raise ImageError(f"damaged image: {complaints[0].rstrip('.')}")
     header = read_header(data)
-    if header and header.width * header.height > MAX_PIXELS and is_cut_short(data, header, pixels.numpy()):
-        raise ImageError("damaged image: its data end before the last row")
+    if header and header.width * header.height > MAX_PIXELS:
+        _check_large(data, header, pixels)
     return _centre(pixels)
+
+
+def _is_of_pixels(warning: str) -> bool:
+    """Whether Pillow warns of a TIFF's tag that its pixels depend on, or of a list of tags that ends too early."""
+    tag = re.search(r"tag (\d+)", warning)
+    return int(tag[1]) in _PIXEL_TAGS if tag else bool(re.search("EXIF|Truncated", warning))
+
+
+def _check_large(data: bytes, header: JpegHeader, pixels: Tensor) -> None:
+    """Refuses a damaged JPEG that Pillow decoded at a smaller scale, without a word on what libjpeg warned of."""
+    sound = None
+    if availability() == OWN:
+        from gaeanet.kernels.pixels import is_sound_jpeg
+
+        sound = is_sound_jpeg(data)
+    if sound is False:
+        raise ImageError("damaged image: its coded data are corrupt, or end before the last row")
+    if sound is None and is_cut_short(data, header, pixels.numpy()):
+        raise ImageError("damaged image: its data end before the last row")
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:

@@ -2,7 +2,8 @@
 
 libjpeg, and so every reader built on it, fills what is missing at the end of the coded data with grey and reports
 success if only an end mark follows. It warns, which `libjpeg.decode` hears; Pillow, which alone decodes the largest
-pictures, does not. Such a picture ends in exact mid-grey, which is cheap to look for; a photograph may end so too,
+pictures, does not. Most of those the kernel reads for damage. Where it cannot (several scans, no kernels), the
+end is looked at: such a picture ends in exact mid-grey, which is cheap to look for; a photograph may end so too,
 therefore the coded blocks of those few are counted.
 """
 

@@ -1,22 +1,19 @@
 """Entire JPEGs through torchvision's decoder, and libjpeg's warnings of damage.
 
 libjpeg fills what it cannot read with something and reports success; of the damage it prints one line to standard
-error, once an image, and no function of torchvision (or of Pillow, which drops the line) hands it on. So standard error
-leads into a file in memory while an image is decoded. What else is written there meanwhile is passed on.
+error, once an image, and no function of torchvision (or of Pillow, which drops the line) hands it on.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
-import threading
 
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from gaeanet.data.images.jpeg import tidied
+from gaeanet.data.images.printed import printed
 
 _WARNINGS = re.compile(
     rb"^((Corrupt JPEG data|Invalid SOS parameters|Inconsistent progression sequence|Warning: unknown JFIF).*"
@@ -27,8 +24,6 @@ _WARNINGS = re.compile(
 
 _OTHER_KIND = re.compile("not implemented|omitted at compile time|Unsupported (color|JPEG)|(C|c)olor ?space")
 """Messages for files that are intact, but of a kind that this libjpeg or torchvision does not read."""
-
-_one_at_a_time = threading.Lock()
 
 
 class Damage(Exception):
@@ -52,35 +47,11 @@ def decode(data: bytes, mode: ImageReadMode = ImageReadMode.RGB) -> Tensor | Non
 
 def _decoded(data: bytearray, mode: ImageReadMode) -> tuple[Tensor | None, str]:
     """Pixels, None where there are none, and libjpeg's message about them, which may be empty."""
-    with _one_at_a_time:
-        memory = _file_in_memory()
+    pixels: Tensor | None = None
+    fault = ""
+    with printed(_WARNINGS) as warnings:
         try:
-            saved = os.dup(2)
-        except OSError:  # there is no standard error
-            saved = None
-        os.dup2(memory, 2)
-        try:
-            pixels: Tensor | None = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode)
-            fault = ""
+            pixels = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode)
         except RuntimeError as error:
-            pixels, fault = None, re.sub(r"^decode_jpeg, [^,]*, ", "", str(error).splitlines()[0])
-        finally:
-            if saved is not None:
-                os.dup2(saved, 2)
-                os.close(saved)
-            elif memory != 2:
-                os.close(2)
-            length = os.lseek(memory, 0, os.SEEK_END)
-            printed = os.pread(memory, length, 0) if length else b""
-            os.close(memory)
-    if saved is not None and (others := _WARNINGS.sub(b"", printed)):
-        os.write(2, others)
-    warning = _WARNINGS.search(printed)
-    return pixels, warning[1].decode("ascii", "replace") if warning else fault
-
-
-def _file_in_memory() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("libjpeg")
-    with tempfile.TemporaryFile() as file:  # as on macOS
-        return os.dup(file.fileno())
+            fault = re.sub(r"^decode_jpeg, [^,]*, ", "", str(error).splitlines()[0])
+    return pixels, warnings[0] if warnings else fault

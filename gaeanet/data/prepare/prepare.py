@@ -37,7 +37,7 @@ from gaeanet.data.sources.layout import (
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, counted, reason
-from gaeanet.runtime.files import entries_of, exists, is_directory
+from gaeanet.runtime.files import entries_of, exists, expanded, is_directory
 from gaeanet.runtime.names import inside, shown
 from gaeanet.runtime.progress import WorkProgress
 
@@ -74,6 +74,8 @@ def prepare(
     if link and (shards or not isinstance(source, Files)):
         what = "shards hold copies" if shards else f"{location} holds no image files"
         raise RequestError(f"--link: {what}: leave it out")
+    if isinstance(source, FolderSource) and (split := source.split_around(destination)):
+        raise RequestError(f"{destination}: lies in {split}, whose classes it would be one of: name another directory")
     check_names(source.catalog, location)
     check_imagenet_is_whole(source.catalog, location)
     facts = {"fingerprint": source.catalog.fingerprint, "shards": shards, "shard_bytes": shard_bytes if shards else 0}
@@ -131,7 +133,7 @@ def open_material(location: str, columns: Sequence[str] | None = None) -> Source
         if source is None:
             raise RequestError(f"{location}: {what_is_there(root)}, none of which is read")
         return source
-    root = Path(location).expanduser()
+    root = expanded(location)
     known = "://" in location or any(exists(root / name) for name in (INDEX, *ARCHIVES.values(), UNFINISHED))
     if not known and (source := open_foreign(location, columns)):
         return source

@@ -9,10 +9,10 @@ import io
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gaeanet.data.sources.catalog import Catalog, Split, check_classes, check_names
 from gaeanet.data.sources.entries import is_hidden_path, is_image, skipped_note
@@ -20,7 +20,7 @@ from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.layout import ARCHIVES
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.files import is_file
+from gaeanet.runtime.files import expanded, is_file
 from gaeanet.runtime.names import shown
 
 
@@ -97,7 +97,7 @@ class ArchiveSource(Source):
     def __init__(self, location: str) -> None:
         self.location = location
         self.notes: list[str] = []
-        root = Path(location).expanduser()
+        root = expanded(location)
         self._paths = {split: root / name for split, name in ARCHIVES.items()}
         for path in self._paths.values():
             if not is_file(path):
@@ -171,6 +171,9 @@ class ArchiveSource(Source):
 
     def size(self, split: str, index: int) -> int:
         return int(self._where[split][index][1])
+
+    def known_sizes(self, split: str) -> NDArray[np.int64]:
+        return self._where[split][:, 1]
 
     def path(self, split: str, index: int) -> str:
         return f"{self._paths[split]}: {self.catalog.split(split).name(index)}"

@@ -103,6 +103,9 @@ class BucketFolderSource(Source):
     def size(self, split: str, index: int) -> int:
         return int(self._sizes[split][index])
 
+    def known_sizes(self, split: str) -> NDArray[np.int64]:
+        return self._sizes[split]
+
     def path(self, split: str, index: int) -> str:
         return self._client.url(self._key(split, index))
 
@@ -142,7 +145,7 @@ class BucketFolderSource(Source):
         self._index = index
         try:
             self._load()
-        except (RequestError, KeyError):
+        except (RequestError, KeyError, TypeError, ValueError):
             return False
         for split, folder in self._folders.items():
             samples, classes = self.catalog.split(split), self.catalog.classes

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -104,12 +105,22 @@ def read_image(path: str | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        OSError: It cannot be read, or is larger than any image.
+        OSError: It cannot be read, is larger than any image, or a device, which may have no end.
     """
     with open(path, "rb") as file:
-        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
-            raise OSError(0, f"too large: {size:,} bytes, at most {MOST_BYTES:,} are read")
-        return file.read()
+        status = os.fstat(file.fileno())
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            raise OSError(0, "a device, not a file")
+        if status.st_size > MOST_BYTES:
+            raise OSError(0, f"too large: {status.st_size:,} bytes, at most {MOST_BYTES:,} are read")
+        if status.st_size:
+            return file.read(status.st_size)
+        data = bytearray()  # a pipe, or a file in /proc, tells no size
+        while block := file.read(1 << 20):
+            data += block
+            if len(data) > MOST_BYTES:
+                raise OSError(0, f"too large: more than {MOST_BYTES:,} bytes")
+        return bytes(data)
 
 
 def skipped_note(where: str, names: Sequence[str], one: str, many: str) -> str:

@@ -24,7 +24,7 @@ from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError, counted, did_you_mean
-from gaeanet.runtime.files import is_directory
+from gaeanet.runtime.files import expanded, is_directory
 
 
 class EvaluationFolder(Files):
@@ -127,7 +127,7 @@ def _data(settings: dict[str, Any]) -> Data:
 
 
 def _open(location: str, data: Data, classes: Sequence[str] | None) -> Source:
-    root = Path(location).expanduser()
+    root = expanded(location)
     if "://" not in location and is_directory(root):
         root = images_root(root)
         validation = next((root / name for name in SPLIT_FOLDERS["val"] if is_directory(root / name)), None)

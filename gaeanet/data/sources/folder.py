@@ -26,7 +26,7 @@ from gaeanet.data.sources.layout import (
 )
 from gaeanet.data.sources.source import Contents, Source
 from gaeanet.errors import RequestError, RunError, counted, reason
-from gaeanet.runtime.files import exists, is_directory, read_json
+from gaeanet.runtime.files import exists, expanded, is_directory, read_json
 
 _LARGEST_TABLE = 256_000_000
 """Bytes of a data set's table: a million classes."""
@@ -70,7 +70,7 @@ class FolderSource(Files):
     def __init__(self, location: str, val_classes: Mapping[str, str] | None = None) -> None:
         self.location = location
         self.notes: list[str] = []
-        root = Path(location).expanduser()
+        root = expanded(location)
         if not is_directory(root):
             what = "is a file, not a directory" if exists(root) else "does not exist"
             raise RequestError(f"data.location: {location} {what}: it must hold train/ and val/, one folder per class")
@@ -134,6 +134,11 @@ class FolderSource(Files):
                 skipped_note(str(root), skipped, "file that is no image by name", "files that are no images by name")
             )
         return samples
+
+    def split_around(self, path: Path) -> Path | None:
+        """The directory of a split that this path is, or lies in; None where it lies in none."""
+        real = Path(os.path.realpath(path))
+        return next((place for place in self._splits.values() if real.is_relative_to(os.path.realpath(place))), None)
 
     def path(self, split: str, index: int) -> str:
         """Where a sample is, for messages."""

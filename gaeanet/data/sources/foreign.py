@@ -16,6 +16,7 @@ from gaeanet.data.sources.table import is_table, open_tables
 from gaeanet.data.sources.tfrecord import is_tfrecord, open_tfrecords
 from gaeanet.data.sources.webdataset import open_webdataset
 from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.files import expanded, is_directory, is_file
 from gaeanet.runtime.names import shown
 
 _CLASS_ARCHIVE = re.compile(r"(?:.*/)?n\d{8}\.tar")
@@ -35,10 +36,10 @@ def open_foreign(location: str, columns: Sequence[str] | None = None) -> Source 
     Raises:
         RequestError: It is one that is damaged or incomplete, or there are two of them.
     """
-    root = Path(location).expanduser()
-    if root.is_file():
+    root = expanded(location)
+    if is_file(root):
         return open_tables(location, [root], columns) if is_table(root.name) or root.suffix == ".parquet" else None
-    if not root.is_dir() or _has_class_folders(images_root(root)):
+    if not is_directory(root) or _has_class_folders(images_root(root)):
         return None
     files = files_of_splits(root)
     parquet = [file for file in files if file.endswith(".parquet")]

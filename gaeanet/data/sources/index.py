@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from gaeanet.data.sources.catalog import Catalog, Split
 from gaeanet.errors import RequestError, reason
+from gaeanet.runtime.names import is_whole
 
 FORMAT = 1
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -50,15 +51,17 @@ def read_index(path: Path, name: str | None = None) -> tuple[Arrays, dict[str, A
         length = int(block[:8].view("<u8")[0])
         header = json.loads(block[8 : 8 + length].tobytes())
         facts = json.loads(header.pop("__metadata__")["gaeanet"])
+        if not isinstance(facts, dict):
+            raise TypeError("no facts")
         arrays: Arrays = {}
         for key, entry in header.items():
             start, end = (8 + length + offset for offset in entry["data_offsets"])
-            if end > len(block):
+            if not 8 + length <= start <= end <= len(block):
                 raise ValueError("cut short")
             arrays[key] = block[start:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
     except OSError as error:
         raise RequestError(f"{name}: cannot be read: {reason(error)}") from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{name}: not an index that gaeanet wrote, or cut short: make it again") from None
     if facts.get("format") != FORMAT:
         raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads {FORMAT}")
@@ -75,8 +78,31 @@ def catalog_arrays(catalog: Catalog) -> Arrays:
 
 
 def catalog_from(arrays: Arrays, classes: list[str]) -> Catalog:
-    """The catalog that an index holds."""
-    train, val = (
-        Split(*(arrays[f"{name}.{field}"] for field in ("names", "ends", "labels"))) for name in ("train", "val")
-    )
-    return Catalog(tuple(classes), train, val)
+    """The catalog that an index holds; raises KeyError, TypeError or ValueError where it holds none."""
+    if not isinstance(classes, list) or not all(isinstance(name, str) and is_whole(name) for name in classes):
+        raise TypeError("classes that have no names")
+    return Catalog(tuple(classes), *(_split(arrays, name, len(classes)) for name in ("train", "val")))
+
+
+def _split(arrays: Arrays, name: str, classes: int) -> Split:
+    names = of_type(arrays[f"{name}.names"], np.uint8)
+    ends, labels = of_type(arrays[f"{name}.ends"], np.int64), of_type(arrays[f"{name}.labels"], np.int32)
+    if not len(ends) or len(ends) != len(labels) or ends[-1] != len(names):
+        raise ValueError("names without samples")
+    if not within(ends, len(names) + 1) or (np.diff(ends, prepend=0) < 0).any():
+        raise ValueError("names that overlap")
+    if not within(labels, classes):
+        raise ValueError("labels of no class")
+    return Split(names, ends, labels)
+
+
+def of_type(array: NDArray[Any], kind: type[np.generic], *shape: int) -> NDArray[Any]:
+    """An array of an index, whose entries have this shape; raises ValueError where it is another."""
+    if array.dtype != kind or array.shape[1:] != shape or array.ndim != 1 + len(shape):
+        raise ValueError(f"{array.dtype} {array.shape}")
+    return array
+
+
+def within(numbers: NDArray[Any], bound: int) -> bool:
+    """Whether all numbers of an index are among 0..bound-1."""
+    return bool((numbers >= 0).all() and (numbers < bound).all())

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from gaeanet.data.sources.catalog import imagenet_wnids
 from gaeanet.errors import RequestError, counted, reason
-from gaeanet.runtime.files import entries_of, is_directory, is_file
+from gaeanet.runtime.files import entries_of, is_directory, is_file, read_text
 from gaeanet.runtime.names import shown
 
 _DEVKIT = re.compile(r"(^|/)ILSVRC20\d\d_(devkit|bbox_train)[^/]*$")
 _KAGGLE = "LOC_val_solution.csv"
+_MOST_BYTES = 1 << 28
 _TRUTH = re.compile(r"(^|/)ILSVRC20\d\d_(clsloc_)?validation_ground_truth\.txt$")
 _SYNSETS = re.compile(r"(^|/)(meta\.mat|map_clsloc\.txt)$")
 
@@ -65,7 +66,7 @@ def _kaggle_rows(path: Path) -> dict[str, str]:
     classes: dict[str, str] = {}
     try:
         # A mark of the byte order at its start, line ends of any kind, and semicolons are what spreadsheets make of it.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path, _MOST_BYTES).removeprefix("\ufeff").splitlines()
         header = lines[0] if lines else ""
         rows = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
         for number, row in enumerate(rows, 1):
@@ -126,14 +127,16 @@ def _devkit_files(root: Path) -> Iterator[tuple[str, bytes]]:
                     for member in tar:
                         if member.isfile() and (_TRUTH.search(member.name) or _SYNSETS.search(member.name)):
                             content = tar.extractfile(member)
-                            yield f"{path}: {member.name}", content.read() if content else b""
+                            # However much a few bytes unpack to.
+                            yield f"{path}: {member.name}", content.read(_MOST_BYTES) if content else b""
             except (tarfile.TarError, OSError, EOFError) as error:
                 raise RequestError(f"{path}: not a whole archive ({error}): download it again") from None
     folders = [root, *(path for path in entries_of(root) if is_directory(path) and _DEVKIT.search(path.name))]
     for folder in folders:
         for path in (*folder.glob("*.*"), *folder.glob("data/*.*")):
             if is_file(path) and (_TRUTH.search(path.name) or _SYNSETS.search(path.name)):
-                yield str(path), path.read_bytes()
+                with open(path, "rb") as file:
+                    yield str(path), file.read(_MOST_BYTES)
 
 
 def _lines(name: str, content: bytes) -> list[str]:

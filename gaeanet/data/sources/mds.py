@@ -70,9 +70,9 @@ def _shards(index: Path) -> Iterator[_Shard]:
             if entry["format"] != "mds":
                 raise RequestError(f"{index}: its shards are {shown(str(entry['format']))}, only mds is read")
             path = inside(index.parent, str(entry["raw_data"]["basename"]))
-            size, packed = int(entry["raw_data"]["bytes"]), entry.get("zip_data")
+            size, packed = _count(entry["raw_data"]["bytes"]), entry.get("zip_data")
             columns = tuple(
-                (str(name), str(encoding), None if size is None else int(size))
+                (str(name), str(encoding), None if size is None else _count(size))
                 for name, encoding, size in zip(entry["column_names"], entry["column_encodings"], entry["column_sizes"])
             )
             if not path.exists() and packed and inside(index.parent, str(packed["basename"])).exists():
@@ -85,11 +85,21 @@ def _shards(index: Path) -> Iterator[_Shard]:
                 raise RequestError(
                     f"{path}: has {path.stat().st_size:,} bytes, {index.name} says {size:,}: download it again"
                 )
-            yield _Shard(path, int(entry["samples"]), columns)
+            samples = _count(entry["samples"])
+            if 4 * (samples + 2) > size:
+                raise ValueError(f"{samples} samples in {size} bytes")
+            yield _Shard(path, samples, columns)
     except OSError as error:
         raise RequestError(f"{index}: cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(f"{index}: not an index of MDS shards ({reason(error)}): download it again") from None
+
+
+def _count(value: Any) -> int:
+    """A number of bytes or samples; raises ValueError or TypeError where it is none."""
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{shortened(str(value))} is no number of bytes or samples")
+    return value
 
 
 def _samples(shard: _Shard) -> Iterator[tuple[str, Label | None, int, int]]:

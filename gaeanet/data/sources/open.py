@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gaeanet.config.data import Data
 from gaeanet.config.experiment import Experiment
 from gaeanet.config.schedule import Batches
@@ -17,7 +15,7 @@ from gaeanet.data.sources.source import Source
 from gaeanet.data.sources.splits import with_minival
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
-from gaeanet.runtime.files import exists
+from gaeanet.runtime.files import exists, expanded
 from gaeanet.runtime.ranks import ranks
 
 GENERATED_MARGIN = 1.15
@@ -104,12 +102,12 @@ def open_location(location: str, data: Data | None = None) -> Source:
         )
     if "://" in location:
         return _open_bucket(location, data)
-    root = Path(location).expanduser()
+    root = expanded(location)
     if exists(root / INDEX) and not exists(root / UNFINISHED):
         return ShardSource(location)
     if any(exists(root / name) for name in ARCHIVES.values()):
         return ArchiveSource(location)
-    if not (root / UNFINISHED).exists() and (source := open_foreign(location)):
+    if not exists(root / UNFINISHED) and (source := open_foreign(location)):
         return source
     return FolderSource(location)
 
@@ -119,7 +117,7 @@ def _open_bucket(location: str, data: Data) -> Source:
     from gaeanet.data.storage.bucket import BucketClient
     from gaeanet.data.storage.bucket_index import cache_directory
 
-    folder = None if data.data_download_dir is None else Path(data.data_download_dir).expanduser()
+    folder = None if data.data_download_dir is None else expanded(data.data_download_dir)
     if not data.streaming and folder is None:
         raise RequestError("data.streaming is false: data.data_download_dir must say where the local copy goes")
     client = BucketClient(location)

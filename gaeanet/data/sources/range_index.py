@@ -41,7 +41,7 @@ class IndexedRanges(RangeSource):
             self._ranges = {
                 split: Ranges(*(arrays[f"{split}.{field}"] for field in Ranges._fields)) for split in self._units
             }
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise RequestError(f"{self._index}: not an index of image files: remove it") from None
 
     def __getstate__(self) -> dict[str, object]:

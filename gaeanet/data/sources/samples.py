@@ -31,7 +31,7 @@ from gaeanet.data.sources.catalog import (
     imagenet_wnids,
 )
 from gaeanet.errors import RequestError
-from gaeanet.runtime.names import shortened, shown
+from gaeanet.runtime.names import is_whole, shortened, shown
 
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _IN_NAME = re.compile(r"(?:^|/)(n\d{8})(?=[_/])|_(n\d{8})(?=\.[A-Za-z]+$|$)")
@@ -67,6 +67,9 @@ class Samples:
 
     def __init__(self, units: Mapping[str, Sequence[Path]], class_names: Sequence[str] | None = None) -> None:
         self.units, self.class_names = units, class_names
+        for name in class_names or ():
+            if not is_whole(name):
+                raise RequestError(f"{units['train'][0].parent}: has a class called {shown(name)!r}: no text is")
         self.rows = {"train": Rows(), "val": Rows()}
         self._keys: dict[Label, int] = {}
         self._wnids: dict[str, int] = {}
@@ -93,6 +96,8 @@ class Samples:
         Raises:
             RequestError: It has no class, or what stands for one is none.
         """
+        if not is_whole(name) or (isinstance(label, str) and not is_whole(label)):
+            raise RequestError(f"{self._location(split, unit, name)}: its name or label holds half a character")
         match = _IN_NAME.search(name)
         named = (match[1] or match[2]) if match else None
         if wnid is not None and named not in (None, wnid):

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from gaeanet.data.sources import order
 from gaeanet.data.sources.catalog import check_names
-from gaeanet.data.sources.index import catalog_from, read_index
+from gaeanet.data.sources.index import Arrays, catalog_from, of_type, read_index, within
 from gaeanet.data.sources.layout import INDEX
 from gaeanet.data.sources.source import Source
 from gaeanet.data.storage.bucket import BucketClient
 from gaeanet.data.storage.bucket_index import BucketIndexes
 from gaeanet.data.storage.local_copy import Check, LocalCopy, ShardWindow, directory_of
 from gaeanet.errors import RequestError, RunError, reason
-from gaeanet.runtime.files import exists
+from gaeanet.runtime.files import exists, expanded
 from gaeanet.runtime.names import inside
 
 SHUFFLE_WINDOW = 16
@@ -55,7 +55,7 @@ class ShardSource(Source):
     def __init__(self, location: str) -> None:
         self.location = location
         self.notes: list[str] = []
-        self._root = Path(location).expanduser()
+        self._root = expanded(location)
         self._index = self._root / INDEX
         self._files: dict[str, int] = {}
         self._load()
@@ -67,13 +67,13 @@ class ShardSource(Source):
     def _load(self) -> None:
         arrays, facts = read_index(self._index, f"{self.location}/{INDEX}")
         try:
-            self._shards = {split: [Shard(*entry) for entry in facts["shards"][split]] for split in ("train", "val")}
+            self._shards = {split: _shards(facts["shards"][split]) for split in ("train", "val")}
             self.catalog = catalog_from(arrays, facts["classes"])
-            self._where: dict[str, tuple[NDArray[Any], ...]] = {
-                split: tuple(arrays[f"{split}.{field}"] for field in ("shard", "offset", "size", "digest"))
-                for split in ("train", "val")
+            self._where = {
+                split: _places(arrays, split, shards, len(self.catalog.split(split)))
+                for split, shards in self._shards.items()
             }
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             raise RequestError(
                 f"{self.location}/{INDEX}: not the index of shards: run gaeanet prepare --shards"
             ) from None
@@ -98,6 +98,9 @@ class ShardSource(Source):
 
     def size(self, split: str, index: int) -> int:
         return int(self._where[split][2][index])
+
+    def known_sizes(self, split: str) -> NDArray[np.int64]:
+        return self._where[split][2]
 
     def path(self, split: str, index: int) -> str:
         shard = self._shards[split][int(self._where[split][0][index])].name
@@ -136,6 +139,32 @@ class ShardSource(Source):
                 os.close(self._files.pop(next(iter(self._files))))
             descriptor = self._files[str(path)] = os.open(path, os.O_RDONLY)
         return os.pread(descriptor, size, offset)
+
+
+def _shards(entries: Iterable[Any]) -> list[Shard]:
+    """What an index says of the shards of a split; raises TypeError or ValueError where that makes no sense."""
+    shards = [Shard(*entry) for entry in entries]
+    for shard in shards:
+        if not isinstance(shard.name, str) or not isinstance(shard.digest, str) or type(shard.size) is not int:
+            raise TypeError("not a shard")
+    if not all(0 <= shard.size < 2**62 for shard in shards):
+        raise ValueError("shards of no size")
+    return shards
+
+
+def _places(arrays: Arrays, split: str, shards: list[Shard], samples: int) -> tuple[NDArray[Any], ...]:
+    """Shard, offset, size and digest of each sample; raises ValueError where that is not within a shard."""
+    types: dict[str, tuple[type[np.generic], int]] = {
+        "shard": (np.int32, 0), "offset": (np.int64, 0), "size": (np.int64, 0), "digest": (np.uint8, 16)
+    }  # fmt: skip
+    found = tuple(of_type(arrays[f"{split}.{field}"], kind, *[n] * (n > 0)) for field, (kind, n) in types.items())
+    shard, offset, size, _ = found
+    if {len(array) for array in found} != {samples} or not within(shard, len(shards)):
+        raise ValueError("samples in no shard")
+    ends = np.array([shard.size for shard in shards], np.int64)[shard]
+    if (offset < 0).any() or (size < 0).any() or (size > ends).any() or (offset > ends - size).any():
+        raise ValueError("samples beyond their shard")
+    return found
 
 
 class BucketShardSource(ShardSource):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
@@ -49,6 +50,10 @@ class Source(ABC):
         """Bytes of a sample's file."""
         return len(self.read(split, index))
 
+    def known_sizes(self, split: str) -> NDArray[np.int64] | None:
+        """Bytes of each sample's file, int64 (n,); None where each file would have to be looked at."""
+        return None
+
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
         """Many samples in the order asked for; sources far away have many requests under way at a time."""
         return (self.read(split, index) for index in indices)
@@ -74,6 +79,17 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """Of all images at the location, whichever of them are taken."""
         return self.catalog.fingerprint
+
+    @property
+    def sizes_fingerprint(self) -> str | None:
+        """Of the sizes of all images' files, the same in every kind of source that knows them; None in others."""
+        digest = hashlib.sha256()
+        for split in ("train", "val"):
+            sizes = self.known_sizes(split)
+            if sizes is None:
+                return None
+            digest.update(np.ascontiguousarray(sizes, np.dtype("<i8")).tobytes())
+        return digest.hexdigest()[:12]
 
     @property
     def retries(self) -> int:

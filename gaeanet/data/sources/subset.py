@@ -67,6 +67,10 @@ class Subset(Source):
         return self._source.fingerprint
 
     @property
+    def sizes_fingerprint(self) -> str | None:
+        return self._source.sizes_fingerprint
+
+    @property
     def retries(self) -> int:
         return self._source.retries
 

@@ -7,7 +7,6 @@ checksum.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -23,11 +22,13 @@ from gaeanet.data.sources.ranges import RangeSource
 from gaeanet.data.sources.samples import Label, Samples
 from gaeanet.data.sources.split_files import by_split, split_of
 from gaeanet.errors import RequestError, RunError, reason
+from gaeanet.runtime.files import exists, read_json, read_text
 from gaeanet.runtime.imports import needed
 from gaeanet.runtime.names import shortened, shown
 
 _NAMED = re.compile(r".*\.tfrec(ord)?s?($|[-.]).*|(.*/)?(train|validation|val|test)-\d{5}-of-\d{5}", re.IGNORECASE)
 _INFO = "dataset_info.json"
+_MOST_INFO = 1 << 28
 _HEADER, _FOOTER = 12, 4
 _IMAGES = (b"image/encoded", b"image")
 _LABELS = (b"image/class/label", b"label")
@@ -224,7 +225,7 @@ def _varint(data: mmap.mmap, start: int, end: int) -> tuple[int, int]:
 def _class_names(folder: Path) -> tuple[str, ...] | None:
     path = folder / "label.labels.txt"
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines()) if path.exists() else None
+        return tuple(read_text(path, _MOST_INFO).splitlines()) if exists(path) else None
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot be read: {reason(error)}") from None
 
@@ -232,11 +233,11 @@ def _class_names(folder: Path) -> tuple[str, ...] | None:
 def _expected(folder: Path) -> dict[str, int]:
     """Examples of each split, as TensorFlow Datasets has counted them."""
     path = folder / _INFO
-    if not path.exists():
+    if not exists(path):
         return {}
     try:
-        splits = json.loads(path.read_bytes())["splits"]
+        splits = read_json(path, _MOST_INFO)["splits"]
         counts = {split_of(str(split["name"])): sum(map(int, split["shardLengths"])) for split in splits}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:  # the last of Infinity
         raise RequestError(f"{path}: not the table of TensorFlow Datasets ({reason(error)}): remove it") from None
     return {split: count for split, count in counts.items() if split}

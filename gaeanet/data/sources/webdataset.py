@@ -234,7 +234,7 @@ def _expected_samples(tables: list[Path], present: set[str]) -> dict[str, int]:
                     named |= zip(map(os.path.basename, split["filenames"]), map(int, split["shard_lengths"]))
             elif isinstance(facts, dict) and isinstance(facts.get("shardlist"), list):
                 named |= {os.path.basename(shard["url"]): int(shard["nsamples"]) for shard in facts["shardlist"]}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise RequestError(f"{path}: not an index of shards ({reason(error)}): remove it") from None
         if missing := [name for name in named if name not in present and split_of(name) != "test"]:
             raise RequestError(

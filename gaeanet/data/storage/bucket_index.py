@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from gaeanet.data.storage.local_copy import directory_of, locked
+from gaeanet.runtime.files import expanded
 
 _FORGOTTEN_AFTER = 30 * 24 * 3600.0
 """Seconds after its last use at which a version may go."""
@@ -19,7 +20,7 @@ _FORGOTTEN_AFTER = 30 * 24 * 3600.0
 
 def cache_directory() -> Path:
     """Where what can be made again is kept: `~/.cache/gaeanet`, or below `XDG_CACHE_HOME`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gaeanet"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "gaeanet"
 
 
 class BucketIndexes:

@@ -6,8 +6,11 @@ import configparser
 import json
 import os
 import re
-from pathlib import Path
 
+from gaeanet.errors import RequestError
+from gaeanet.runtime.files import expanded
+
+_GCLOUD = "~/.config/gcloud/application_default_credentials.json"
 TOLD_BY = ("AWS_", "GOOGLE_", "AZURE_", "STORAGE_EMULATOR_HOST")
 """Prefixes of the environment variables that configure it."""
 
@@ -62,8 +65,8 @@ def _aws_profile() -> dict[str, str]:
     ):
         parser = configparser.ConfigParser(interpolation=None)
         try:
-            parser.read(Path(os.environ.get(variable, default)).expanduser())
-        except configparser.Error:
+            parser.read(expanded(os.environ.get(variable, default)))
+        except (configparser.Error, RequestError, OSError, ValueError):  # no home, no text, not to be read
             continue
         if parser.has_section(section):
             wanted = ("region", "aws_access_key_id", "aws_secret_access_key", "aws_session_token")
@@ -76,8 +79,7 @@ def has_credentials(scheme: str) -> bool:
     if scheme == "gs":
         names = ["GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH"]
         names += ["GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN", "STORAGE_EMULATOR_HOST"]
-        default = Path("~/.config/gcloud/application_default_credentials.json").expanduser()
-        return any(os.environ.get(name) for name in names) or _is_json(default)
+        return any(os.environ.get(name) for name in names) or _is_json(_GCLOUD)
     if scheme == "s3":
         names = ["AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE"]
         names += ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"]
@@ -87,8 +89,8 @@ def has_credentials(scheme: str) -> bool:
     )
 
 
-def _is_json(path: Path) -> bool:
+def _is_json(path: str) -> bool:
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return bool(json.loads(expanded(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RequestError):
         return False

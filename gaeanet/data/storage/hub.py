@@ -108,6 +108,8 @@ class HubDataset:
                 raise RequestError(
                     f"{self.location}: not found, or not to be read without HF_TOKEN: check the name and the token"
                 ) from None
+            except errors.HFValidationError:
+                raise RequestError(f"{shown(self.location)}: {shown(self._name)} is no data set's name") from None
             except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError):
                 raise RequestError(f"{self.location}: has no {shown(self._folder or self._revision)}") from None
             except Exception as error:  # httpx's, requests' in older versions, the file system's

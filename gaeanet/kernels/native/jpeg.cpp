@@ -10,7 +10,7 @@
 #include "jpeg_samples.hpp"
 #include "vectors.hpp"
 
-enum Answer { DONE, NO_MEMORY, NOT_MINE };
+enum Answer { DONE, NO_MEMORY, NOT_MINE, DAMAGED };
 
 // With narrower registers (and on other processors, where bytes may also be taken together in another order) libjpeg's
 // assembly is faster, even though it decodes the whole.
@@ -125,7 +125,7 @@ struct Decoder {
   const Frame& frame;
   const Tables& tables;
   Bits in;
-  int dc[3];
+  int dc[4];
 
   // One unit, its samples to column `column` and row `row` of the planes.
   bool decode(const Plane* planes, int64_t row, int64_t column) {
@@ -160,49 +160,100 @@ struct Decoder {
     }
     return true;
   }
+
+  // As `skip`, but false only of what no encoder writes and libjpeg warns of, if it looks (of bits that are no code it warns
+  // near the end alone): not of coefficients that are too large or too many.
+  bool pass() {
+    for (int c = 0; c < frame.components; c++) {
+      const Component& component = frame.component[c];
+      for (int n = component.vertical * component.horizontal; n > 0; n--) {
+        const int before = dc[c];
+        if (!tables.dc[component.dc].decode(in, dc[c])) {
+          if (dc[c] == before) return false;  // no code
+          dc[c] = 0;
+        }
+        if (!tables.ac[component.ac].skip(in) && !pass_coefficients(tables.ac[component.ac].codes)) return false;
+        if (in.left() < 0) return false;
+      }
+    }
+    return true;
+  }
+
+  __attribute__((noinline)) bool pass_coefficients(const Codes& codes) {
+    for (int k = 0; k < 63;) {
+      in.refill();
+      const int symbol = codes.symbol(in), step = step_of(symbol);
+      if (symbol < 0) return false;
+      in.drop(symbol & 15);
+      if (step == END_OF_BLOCK) break;
+      k += step;
+    }
+    return true;
+  }
 };
 
-static bool decode_region(const Frame& frame, const Tables& tables, Segments& segments, Painter& painter) {
-  const Box& box = painter.box;
-  const int across = frame.component[0].horizontal, down = frame.component[0].vertical;
-  const int64_t unit_rows = (frame.height + 8 * down - 1) / (8 * down);
-  const int64_t unit_columns = (frame.width + 8 * across - 1) / (8 * across);
-  const Range rows = units_of(box.top, box.bottom, frame.height, down);
-  const Range columns = units_of(box.left, box.right, frame.width, across);
-  Decoder decoder = {frame, tables, {}, {}};
-  int64_t painted = box.top, until_restart = frame.restart_interval;
+// Of what follows the last unit before a marker: libjpeg, which has taken up to 64 bits ahead, warns if there is more.
+static Answer too_much(const Bits& in) { return in.left() > 64 + 7 ? DAMAGED : NOT_MINE; }
+
+// Reads all units of the scan. Calls unit(row, column), which takes one from the decoder, and row_end(row). `refused` is the
+// answer where unit is false.
+template <typename Unit, typename RowEnd>
+static INLINE Answer read_units(Decoder& decoder, Segments& segments, Answer refused, Unit unit, RowEnd row_end) {
+  const Frame& frame = decoder.frame;
+  const int64_t unit_rows = (frame.height + 8 * frame.down - 1) / (8 * frame.down);
+  const int64_t unit_columns = (frame.width + 8 * frame.across - 1) / (8 * frame.across);
+  int64_t until_restart = frame.restart_interval;
   int restarts = 0;
-  if (!segments.open(decoder.in)) return false;
+  if (!segments.open(decoder.in)) return DAMAGED;
   for (int64_t row = 0; row < unit_rows; row++) {
     for (int64_t column = 0; column < unit_columns; column++) {
       if (frame.restart_interval && until_restart-- == 0) {
-        if (decoder.in.left() > 7 || segments.marker != RST0 + restarts++ % 8 || !segments.open(decoder.in)) return false;
+        if (decoder.in.left() > 7) return too_much(decoder.in);
+        if (segments.marker != RST0 + restarts++ % 8) return segments.marker == 0xFF ? NOT_MINE : DAMAGED;
+        if (!segments.open(decoder.in)) return DAMAGED;
         memset(decoder.dc, 0, sizeof decoder.dc);
         until_restart = frame.restart_interval - 1;
       }
-      const bool wanted = rows.has(row) && columns.has(column);
-      if (!(wanted ? decoder.decode(painter.planes, row % 2, column - columns.begin) : decoder.skip())) return false;
+      if (!unit(row, column)) return refused;
     }
-    if (!rows.has(row)) continue;
+    row_end(row);
+  }
+  if (decoder.in.left() > 7) return too_much(decoder.in);
+  return segments.marker == EOI ? DONE : NOT_MINE;
+}
+
+static Answer decode_region(const Frame& frame, const Tables& tables, Segments& segments, Painter& painter) {
+  const Box& box = painter.box;
+  const int across = frame.across, down = frame.down;
+  const Range rows = units_of(box.top, box.bottom, frame.height, down);
+  const Range columns = units_of(box.left, box.right, frame.width, across);
+  Decoder decoder = {frame, tables, {}, {}};
+  int64_t painted = box.top;
+  const auto unit = [&](int64_t row, int64_t column) {
+    const bool wanted = rows.has(row) && columns.has(column);
+    return wanted ? decoder.decode(painter.planes, row % 2, column - columns.begin) : decoder.skip();
+  };
+  const auto row_end = [&](int64_t row) {
+    if (!rows.has(row)) return;
     // The last line of a row of units is interpolated with the first one of the next.
     const int64_t ready = row + 1 == rows.end ? box.bottom : (row + 1) * 8 * down - (down == 2);
     for (; painted < ready && painted < box.bottom; painted++) painter.paint(painted);
-  }
-  return segments.marker == EOI && decoder.in.left() <= 7;
+  };
+  return read_units(decoder, segments, NOT_MINE, unit, row_end);
 }
 
-// Pixels (height, width, 3) of a part of a JPEG. Returns 0, or 1 where there is no memory, or 2 where this decoder does not
-// know the kind of file or it is damaged; the pixels are then anything.
+// Pixels (height, width, 3) of a part of a JPEG. Returns 0, or 1 where there is no memory, or 2 or more where this decoder
+// does not know the kind of file or it is damaged; the pixels are then anything.
 extern "C" int jpeg_region(const uint8_t* data, int64_t bytes, int64_t top, int64_t left, int64_t height, int64_t width,
                            uint8_t* pixels, int) {
   Frame frame;
-  if (!FAST || !read_frame(data, bytes, frame)) return NOT_MINE;
+  if (!FAST || !read_frame(data, bytes, frame) || !frame.common) return NOT_MINE;
   if (top < 0 || left < 0 || height < 1 || width < 1 || height > frame.height - top || width > frame.width - left)
     return NOT_MINE;
   const Tables* tables = tables_of(frame);
   const Box box = {top, left, top + height, left + width};
   Painter painter = {frame, box, {}, nullptr, nullptr, nullptr, pixels};
-  const int across = frame.component[0].horizontal, down = frame.component[0].vertical;
+  const int across = frame.across, down = frame.down;
   const Range columns = units_of(left, box.right, frame.width, across);
 
   int64_t needed = 0, begins[3];
@@ -227,5 +278,18 @@ extern "C" int jpeg_region(const uint8_t* data, int64_t bytes, int64_t top, int6
   painter.red = memory + red;
 
   Segments segments = {frame.coded, data + bytes, copy, 0};
-  return decode_region(frame, *tables, segments, painter) ? DONE : NOT_MINE;
+  return decode_region(frame, *tables, segments, painter);
+}
+
+// Reads a JPEG's coded data without decoding any. Returns 0 where they are sound, 1 where there is no memory, 2 where this
+// decoder cannot tell, 3 where they are damaged. Takes memory for the data once more, none for pixels.
+extern "C" int jpeg_soundness(const uint8_t* data, int64_t bytes, int) {
+  Frame frame;
+  if (!read_frame(data, bytes, frame)) return NOT_MINE;
+  const Tables* tables = tables_of(frame);
+  uint8_t* copy = reinterpret_cast<uint8_t*>(workspace(1, (bytes + BEYOND + 3) / 4));
+  if (!tables || !copy) return NO_MEMORY;
+  Segments segments = {frame.coded, data + bytes, copy, 0};
+  Decoder decoder = {frame, *tables, {}, {}};
+  return read_units(decoder, segments, DAMAGED, [&](int64_t, int64_t) { return decoder.pass(); }, [](int64_t) {});
 }

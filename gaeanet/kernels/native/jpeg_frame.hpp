@@ -1,5 +1,6 @@
-// A JPEG's headers, before its coded data (ITU-T T.81, annex B), as far as this decoder knows it: baseline or extended
-// sequential Huffman coding of 8 bit, all components in one scan, grey or YCbCr in 4:4:4, 4:2:2 or 4:2:0.
+// A JPEG's headers, before its coded data (ITU-T T.81, annex B), as far as this decoder can read those: baseline or extended
+// sequential Huffman coding of 8 bit, all components in one scan. The common kinds, which it decodes, are grey or YCbCr in
+// 4:4:4, 4:2:2 or 4:2:0.
 //
 // Anything else, and anything odd that a forgiving reader would pass over, makes `read_frame` return false: what such a
 // file means is left to that reader.
@@ -27,7 +28,9 @@ struct Component {
 
 struct Frame {
   int width, height, components;
-  Component component[3];
+  int across, down;  // blocks of a unit of the component with the most
+  bool common;
+  Component component[4];
   QuantizationTable quantization[4];
   HuffmanSpecification dc[4], ac[4];
   int restart_interval;
@@ -100,23 +103,24 @@ static bool read_sizes(const uint8_t* at, const uint8_t* end, Frame& frame) {
   frame.width = two_bytes(at + 3);
   frame.components = at[5];
   if (frame.height == 0 || frame.width == 0 || frame.height > 65500 || frame.width > 65500) return false;
-  if ((frame.components != 1 && frame.components != 3) || end - at != 6 + 3 * frame.components) return false;
+  if (frame.components < 1 || frame.components > 4 || end - at != 6 + 3 * frame.components) return false;
   at += 6;
+  int blocks = 0;
   for (int c = 0; c < frame.components; c++, at += 3) {
-    frame.component[c] = {at[0], at[1] >> 4, at[1] & 15, at[2], 0, 0};
-    if (at[2] > 3) return false;
+    Component& one = frame.component[c];
+    one = {at[0], at[1] >> 4, at[1] & 15, at[2], 0, 0};
+    if (one.horizontal < 1 || one.horizontal > 4 || one.vertical < 1 || one.vertical > 4 || at[2] > 3) return false;
+    if (frame.components == 1) one.horizontal = one.vertical = 1;  // by itself it has one block, whatever the header has
+    if (one.horizontal > frame.across) frame.across = one.horizontal;
+    if (one.vertical > frame.down) frame.down = one.vertical;
+    blocks += one.horizontal * one.vertical;
   }
-  Component& first = frame.component[0];
-  if (frame.components == 1) {
-    if (first.horizontal < 1 || first.horizontal > 4 || first.vertical < 1 || first.vertical > 4) return false;
-    first.horizontal = first.vertical = 1;  // by itself a component has one block in a unit, whatever the header has
-    return true;
-  }
-  for (int c = 1; c < 3; c++)
-    if (frame.component[c].horizontal != 1 || frame.component[c].vertical != 1) return false;
-  const int across = first.horizontal, down = first.vertical;
+  const Component &first = frame.component[0], &second = frame.component[1], &third = frame.component[2];
+  const bool colours = second.horizontal * second.vertical == 1 && third.horizontal * third.vertical == 1;
   // libjpeg does not interpolate the colours of the narrowest images.
-  return (across == 1 && down == 1) || (across == 2 && (down == 1 || down == 2) && frame.width > 4);
+  const bool sampled = blocks == 3 || (first.horizontal == 2 && first.vertical < 3 && frame.width > 4);
+  frame.common = frame.components == 1 || (frame.components == 3 && colours && sampled);
+  return blocks <= 10;  // of a unit, by the standard
 }
 
 static bool read_scan(const uint8_t* at, const uint8_t* end, Frame& frame) {
@@ -136,9 +140,9 @@ static bool read_scan(const uint8_t* at, const uint8_t* end, Frame& frame) {
 
 static bool read_frame(const uint8_t* data, int64_t bytes, Frame& frame) {
   memset(&frame, 0, sizeof frame);
-  const uint8_t *at = data + 2, *end = data + bytes;
   if (bytes < 4 || data[0] != 0xFF || data[1] != SOI) return false;
-  bool jfif = false, ycc = false;
+  const uint8_t *at = data + 2, *end = data + bytes;
+  bool jfif = false, ycc = false, other = false;
   while (end - at >= 4) {
     const int marker = at[1], length = two_bytes(at + 2);
     const uint8_t *start = at + 4, *next = at + 2 + length;
@@ -163,14 +167,14 @@ static bool read_frame(const uint8_t* data, int64_t bytes, Frame& frame) {
         const Component* c = frame.component;
         const bool numbered = c[0].id == 1 && c[1].id == 2 && c[2].id == 3;
         frame.coded = next;
-        return (frame.components == 1 || jfif || ycc || numbered) && read_scan(start, next, frame);
+        frame.common &= !other && (frame.components == 1 || jfif || ycc || numbered);
+        return read_scan(start, next, frame);
       }
       default:
         if ((marker < APP0 || marker > APP15) && marker != COM) return false;
         if (marker == APP0 && content >= 14 && !memcmp(start, "JFIF", 5)) jfif = true;
         if (marker == APP14 && content >= 12 && !memcmp(start, "Adobe", 5)) {
-          if (start[11] != 1) return false;  // RGB, or what no one defined
-          ycc = true;
+          (start[11] == 1 ? ycc : other) = true;  // others are RGB, CMYK, or what no one defined
         }
     }
     at = next;

@@ -54,15 +54,22 @@ static INLINE int lanes_of(int64_t channels, int64_t block) {
 }
 
 // Memory that a thread keeps from call to call: fresh pages would cost more than the arithmetic. `slot` separates
-// what one kernel needs together. Never freed; nullptr where there is no memory.
+// what one kernel needs together. Never freed; nullptr where there is no memory. Under a sanitizer (benchmarks/fuzz.py)
+// each call has its own, of just this size.
 static float* workspace(int slot, int64_t floats) {
   static thread_local struct {
     float* memory;
     int64_t floats;
   } scratch[4];
-  if (scratch[slot].floats < floats) {
+#if defined(EXACT_WORKSPACE)
+  const bool keep = false;
+#else
+  const bool keep = scratch[slot].floats >= floats;
+#endif
+  if (!keep) {
+    void* memory = nullptr;
     free(scratch[slot].memory);
-    scratch[slot].memory = static_cast<float*>(aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
+    scratch[slot].memory = posix_memalign(&memory, 64, floats * sizeof(float)) ? nullptr : static_cast<float*>(memory);
     scratch[slot].floats = scratch[slot].memory ? floats : 0;
   }
   return scratch[slot].memory;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -12,11 +13,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from tiny import Result, make_folder, read_log
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from gaeanet.data.images.decode import ImageError, opened, to_pixels
+from gaeanet.kernels.build import OWN, availability
 
 Run = Callable[..., Result]
 Write = Callable[..., Path]
@@ -102,6 +104,33 @@ def test_field_report_90_what_libjpeg_warns_of_is_damage(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_field_report_90_above_the_bound_damage_is_seen_at_a_smaller_scale(
+    kind: str, kernel: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too large to be decoded in full: the kernel reads the coded data; without it only a missing end is seen."""
+    monkeypatch.setattr("gaeanet.data.images.decode.MAX_PIXELS", 320 * 240 - 1)
+    if not kernel:
+        monkeypatch.setattr("gaeanet.data.images.decode.availability", lambda: "none")
+    seen = {how: damage(KINDS[kind]) for how, damage in DAMAGE.items() if warns(damage(KINDS[kind]), capfd)}
+    for how, data in {"": KINDS[kind], **seen}.items():
+        try:
+            assert to_pixels(data).shape == (3, 120, 160)
+            fault = ""
+        except ImageError as error:
+            fault = str(error)
+        if kind == "progressive":
+            assert fault.startswith("too large")
+        elif not how:
+            assert not fault
+        elif kernel and availability() == OWN:
+            assert fault.startswith("damaged image: "), how
+        elif "cut" in how and kind != "cmyk":
+            assert fault.startswith("damaged image: its data end before"), how
+    assert capfd.readouterr().err == ""
+
+
 def strange_headers() -> dict[str, bytes]:
     """Files that libjpeg warns of and that are whole: what it says is of no pixel."""
     plain, cmyk = KINDS["common"], KINDS["cmyk"]
@@ -127,6 +156,63 @@ def test_field_report_90_a_strange_header_is_no_damage(
     assert pixels.shape == (3, 240, 320)
     if name != "adobe":
         assert pixels.equal(to_pixels(KINDS["common"]))
+    assert capfd.readouterr().err == ""
+
+
+def tiffs() -> dict[str, bytes]:
+    found = {}
+    for compression in ("raw", "tiff_lzw", "tiff_deflate", "jpeg", "packbits"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.arange(4800, dtype=np.uint8).reshape(40, 40, 3)).save(
+            buffer, "TIFF", compression=compression
+        )
+        found[compression] = buffer.getvalue()
+    return found
+
+
+TIFFS = tiffs()
+
+
+@pytest.mark.parametrize("compression", TIFFS)
+def test_field_report_90_of_a_damaged_tiff_nothing_is_printed_and_nothing_passed_over(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """libtiff prints, Pillow warns and logs; a tag that pixels depend on is none to do without."""
+    data, refused = TIFFS[compression], 0
+    assert to_pixels(data).shape == (3, 40, 40)
+    directory = int.from_bytes(data[4:8], "little")
+    tags = {int.from_bytes(data[at : at + 2], "little"): at for at in range(directory + 2, len(data) - 12, 12)}
+    for tag in (256, 257, 258, 262, 273, 277, 279):
+        for field, value in ((2, 99), (4, 0), (4, 2**31), (8, 2**31)):  # type, number of values, place or value
+            odd = bytearray(data)
+            struct.pack_into("<H" if field == 2 else "<I", odd, tags[tag] + field, value)
+            try:
+                to_pixels(bytes(odd))
+            except ImageError:
+                refused += 1
+    for at in range(9, directory, 31):
+        flipped = bytearray(data)
+        flipped[at] ^= 0x55
+        try:
+            to_pixels(bytes(flipped))
+        except ImageError:
+            refused += 1
+    assert refused > 10
+    assert capfd.readouterr().err == ""
+
+
+def test_field_report_90_a_tiff_with_odd_metadata_is_whole(capfd: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    image = Image.fromarray(np.arange(4800, dtype=np.uint8).reshape(40, 40, 3))
+    private = TiffImagePlugin.ImageFileDirectory_v2()
+    private.tagtype[65000] = 2
+    private[65000] = "x" * 40
+    image.save(buffer, "TIFF", tiffinfo=private)
+    data = bytearray(buffer.getvalue())
+    directory = int.from_bytes(data[4:8], "little")
+    at = next(k for k in range(directory + 2, len(data), 12) if data[k : k + 2] == (65000).to_bytes(2, "little"))
+    data[at + 4 : at + 8] = (2**31).to_bytes(4, "little")  # characters
+    assert to_pixels(bytes(data)).equal(torch.from_numpy(np.asarray(image)).permute(2, 0, 1))
     assert capfd.readouterr().err == ""
 
 

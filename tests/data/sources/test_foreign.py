@@ -96,6 +96,8 @@ def test_law_4_every_format_has_the_catalog_and_bytes_of_the_folder(
 ) -> None:
     ours, theirs = open_location(str(place(name))), FolderSource(str(photos))
     assert ours.catalog.fingerprint == theirs.catalog.fingerprint
+    if not ours.sequential:
+        assert ours.sizes_fingerprint == open_location(str(place("tars"))).sizes_fingerprint is not None
     assert ours.epoch_order(5, 1).tolist() == theirs.epoch_order(5, 1).tolist()
     for split, count in (("train", 18), ("val", 9)):
         expected = [theirs.read(split, k) for k in range(count)]
@@ -338,6 +340,43 @@ def test_a_tar_with_any_bit_changed_gives_the_images_or_one_line(
         source = open_location(str(root))
         for k in range(len(source.catalog.train)):
             source.read("train", k)
+
+
+INFINITE = float("inf")  # JSON's Infinity, which Python reads
+
+
+@pytest.mark.parametrize(
+    ("format_", "file", "keys", "value"),
+    [
+        *(("MDS", "train/index.json", ("shards", 0, "samples"), value) for value in (-1, 2**61, INFINITE, "7", 2.5)),
+        *(("MDS", "train/index.json", ("shards", 0, "column_sizes", 2), value) for value in (-8, INFINITE)),
+        *(("MDS", "train/index.json", ("shards", 0, "raw_data", "bytes"), value) for value in (INFINITE, None)),
+        *(("TFDS", "dataset_info.json", ("splits", 0, "shardLengths", 0), value) for value in (INFINITE, "x", None)),
+        *(("tars", "_info.json", ("splits", "train", "shard_lengths", 0), value) for value in (INFINITE, "x", None)),
+    ],
+)
+def test_field_reports_91_and_92_numbers_of_an_index_that_are_none(
+    format_: str, file: str, keys: tuple[str | int, ...], value: object, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(place(format_), root)
+    tree = block = json.loads((root / file).read_text())
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+    (root / file).write_text(json.dumps(tree))
+    refusal(root, file)
+
+
+@pytest.mark.parametrize("name", ["label.labels.txt", "dataset_info.json"])
+def test_field_report_91_a_table_beside_tfrecords_that_is_a_device(
+    name: str, place: Callable[[str], Path], tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(place("TFDS"), root)
+    (root / name).unlink()
+    (root / name).symlink_to("/dev/zero")
+    refusal(root, name, "not a regular file")
 
 
 def write_parquet(root: Path, name: str, **columns: object) -> None:

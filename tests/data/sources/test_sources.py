@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -28,7 +29,7 @@ from gaeanet.data.loading.loader import training_batches
 from gaeanet.data.prepare.prepare import prepare
 from gaeanet.data.sources import order
 from gaeanet.data.sources.catalog import Catalog, Split, check_imagenet_is_whole, imagenet_wnids
-from gaeanet.data.sources.index import catalog_arrays, write_index
+from gaeanet.data.sources.index import catalog_arrays, read_index, write_index
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.shards import SHUFFLE_WINDOW, BucketShardSource, ShardSource
 from gaeanet.data.sources.source import Source
@@ -86,6 +87,7 @@ def test_law_4_folder_bucket_shards_and_shards_in_a_bucket_are_one_data_set(
     for source in sources[1:]:
         assert source.catalog.classes == first.classes
         assert source.catalog.fingerprint == first.fingerprint
+        assert source.sizes_fingerprint == sources[1].sizes_fingerprint is not None
         assert [source.epoch_order(5, epoch).tolist() for epoch in range(2)] == orders
         for split, images in pixels.items():
             assert source.catalog.split(split).labels.tolist() == first.split(split).labels.tolist()
@@ -266,6 +268,61 @@ def test_shards_that_are_not_whole_are_refused_by_name(photos: Path, tmp_path: P
     (shards / "index.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(RequestError, match="not an index that gaeanet wrote"):
         ShardSource(str(shards))
+
+
+ODD_ARRAYS: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+    "a name ends beyond the names": ("ends", lambda x: np.append(x[:-1], 2**62)),
+    "a name ends before it begins": ("ends", lambda x: np.append(x[-1], x[1:])),
+    "names end where the sum overflows": ("ends", lambda x: np.append(2**63 - 1, x[1:])),
+    "a label of no class": ("labels", lambda x: np.append(x[1:], np.int32(3))),
+    "a negative label": ("labels", lambda x: np.append(x[1:], np.int32(-1))),
+    "fewer labels than names": ("labels", lambda x: x[1:]),
+    "labels of another type": ("labels", lambda x: x.astype(np.int64)),
+    "a shard that is not there": ("shard", lambda x: np.append(x[1:], np.int32(99))),
+    "an image that begins before its shard": ("offset", lambda x: np.append(x[1:], -1)),
+    "an image that ends beyond its shard": ("offset", lambda x: np.append(x[1:], 2**63 - 1)),
+    "an image of negative size": ("size", lambda x: -x),
+    "an image of exabytes": ("size", lambda x: np.append(x[1:], 2**63 - 1)),
+    "digests of another length": ("digest", lambda x: np.ascontiguousarray(x[:, :8])),
+    "no samples": ("ends", lambda x: x[:0]),
+}
+ODD_FACTS = {
+    "classes": [7, {"a": 1}, [1, 2, 3], None],
+    "shards": [7, {"train": [["x", "y", "z"]], "val": []}, {"train": [["x.tar", -5, ""]], "val": [["x.tar", 5, ""]]}],
+    "format": [None, [1]],
+}
+
+
+@pytest.fixture(scope="module")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("small")
+    prepare(str(make_folder(root / "photos", train=2, val=1)), root / "shards", shards=True)
+    return root / "shards"
+
+
+@pytest.mark.parametrize("what", [*ODD_ARRAYS, *ODD_FACTS])
+def test_field_report_89_an_index_of_shards_that_makes_no_sense_is_one_line(
+    what: str, small_shards: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "shards" / "index.safetensors"
+    shutil.copytree(small_shards, path.parent)
+    arrays, facts = read_index(small_shards / path.name)
+    del facts["format"]
+    if what in ODD_ARRAYS:
+        field, change = ODD_ARRAYS[what]
+        odd = [
+            ({**arrays, f"{split}.{field}": change(arrays[f"{split}.{field}"])}, facts) for split in ("train", "val")
+        ]
+    else:
+        odd = [(arrays, {**facts, what: value}) for value in ODD_FACTS[what]]
+    for changed, said in odd:
+        write_index(path, changed, said)
+        with pytest.raises(RequestError, match=r"not the index of shards|index format"):
+            ShardSource(str(path.parent))
+    nested = b"[" * 100_000
+    path.write_bytes(len(nested).to_bytes(8, "little") + nested)
+    with pytest.raises(RequestError, match="not an index that gaeanet wrote"):
+        ShardSource(str(path.parent))
 
 
 def test_shards_in_a_bucket_follow_their_index(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
