@@ -19,6 +19,7 @@ from gaeanet.data.sources.catalog import Catalog, Split
 from gaeanet.errors import RequestError, reason
 
 FORMAT = 1
+_READ = (1, 2)
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
 
 Arrays = dict[str, NDArray[Any]]
@@ -60,8 +61,8 @@ def read_index(path: Path, name: str | None = None) -> tuple[Arrays, dict[str, A
         raise RequestError(f"{name}: cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         raise RequestError(f"{name}: not an index that gaeanet wrote, or cut short: make it again") from None
-    if facts.get("format") != FORMAT:
-        raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads {FORMAT}")
+    if facts.get("format") not in _READ:
+        raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads 1 and 2")
     return arrays, facts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ _ROWS = 16
 """Images in memory at a time."""
 _BUFFER = 4 << 20
 """Bytes read at a time: a group of rows may be larger than memory."""
+_THREADS = 2
+"""Files that are read at a time, where the order does not matter."""
 
 
 class Columns(NamedTuple):
@@ -97,6 +100,22 @@ class ParquetSource(Source):
     def reading_order(self, split: str) -> NDArray[np.int64]:
         return self._ranges[split].reading_order()
 
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        """Bytes of each image: all are read, several files at a time."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            try:
+                sizes = list(pool.map(self._sizes_in, self._units[split]))
+            except RequestError as error:
+                raise RunError(str(error)) from None
+        units, rows, _ = self._ranges[split]
+        begins = np.cumsum([0, *map(len, sizes)])
+        return np.concatenate(sizes)[begins[units] + rows]
+
+    def _sizes_in(self, path: Path) -> NDArray[np.int64]:
+        with _opened(path) as file:
+            parts = [np.diff(_bounds(images)) for images in _images(file, path, self._columns)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
     def path(self, split: str, index: int) -> str:
         ranges = self._ranges[split]
         return f"{self._units[split][int(ranges.units[index])]}: row {int(ranges.offsets[index])}"
@@ -139,24 +158,23 @@ class _Stream:
         first = int(np.searchsorted(ends, row, side="right"))
         begin, groups = int(ends[first - 1]) if first else 0, list(range(first, len(rows)))
         self._next, self._end = begin, begin
-        self._images: list[bytes | None] = []
-        wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
-        self._batches = _batches(self._file, path, _ROWS, [wanted], groups)
+        self._bounds, self._values = np.zeros(1, np.int64), memoryview(b"")
+        self._batches = _images(self._file, path, columns, groups)
 
     def leads_to(self, path: Path, row: int) -> bool:
         """Whether this row is still ahead, and nearer than a new start would be."""
         return path == self._path and self._next <= row < self._end + 4 * _ROWS
 
-    def image(self, row: int) -> bytes | None:
-        """The bytes in a row that is ahead, None where it has none."""
+    def image(self, row: int) -> bytes:
+        """The bytes in a row that is ahead, none of them where it has none."""
         while row >= self._end:
-            batch = next(self._batches, None)
-            if batch is None:
+            images = next(self._batches, None)
+            if images is None:
                 raise RequestError(f"{self._path}: ends before row {row}: download it again")
-            column = _values(batch, self._columns.image, self._path)
-            self._images = [entry and entry["bytes"] for entry in column] if self._columns.has_path else column
-            self._next, self._end = self._end, self._end + len(column)
-        return self._images[row - self._next]
+            self._bounds, self._values = _bounds(images), memoryview(images.buffers()[2] or b"")
+            self._next, self._end = self._end, self._end + len(images)
+        start, stop = self._bounds[row - self._next : row - self._next + 2].tolist()
+        return bytes(self._values[start:stop])
 
     def close(self) -> None:
         self._file.close()
@@ -179,6 +197,23 @@ def _batches(file: Any, path: Path, rows: int, columns: list[str], groups: list[
         yield from file.iter_batches(rows, columns=columns, row_groups=groups, use_threads=False)
     except Exception as error:
         raise _damaged(path, error) from None
+
+
+def _images(file: Any, path: Path, columns: Columns, groups: list[int] | None = None) -> Iterator[Any]:
+    """The images of a file, some at a time: arrays of binary values, which are not copied."""
+    wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
+    for batch in _batches(file, path, _ROWS, [wanted], groups):
+        column = batch.column(columns.image)
+        yield column.flatten()[0] if columns.has_path else column
+
+
+def _bounds(values: Any) -> NDArray[np.int64]:
+    """Where each value of a binary array begins in its buffer, and where the last ends, (values + 1,)."""
+    if not len(values):
+        return np.zeros(1, np.int64)
+    kind = np.int64 if str(values.type).startswith("large") else np.int32
+    offsets = np.frombuffer(values.buffers()[1], kind)
+    return offsets[values.offset : values.offset + len(values) + 1].astype(np.int64)
 
 
 def _values(batch: Any, column: str, path: Path) -> list[Any]:

@@ -52,6 +52,9 @@ class RangeSource(Source):
     def size(self, split: str, index: int) -> int:
         return int(self._ranges[split].sizes[index])
 
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        return self._ranges[split].sizes
+
     def reading_order(self, split: str) -> NDArray[np.int64]:
         return self._ranges[split].reading_order()
 

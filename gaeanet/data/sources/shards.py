@@ -33,16 +33,31 @@ from gaeanet.runtime.names import inside
 SHUFFLE_WINDOW = 16
 """Shards whose samples are mixed in an epoch: some twenty thousand images, in two gigabytes."""
 
+INDEX_FORMAT = 2
+"""Of the index of shards. In format 1 digests are MD5, and shards have one of their own, which is passed over."""
+
+DIGEST_BYTES = 20
+_MD5_BYTES = 16
+
 _RANGE = 8 << 20
 """Bytes of one request when a whole shard is fetched."""
 
 
+def digest_of_image(data: bytes, length: int = DIGEST_BYTES) -> bytes:
+    """What the index says of an image's bytes, to notice damage: SHA-1, for which processors have instructions.
+
+    Args:
+        length: Bytes of the digest; 16 for the MD5 of an older index.
+    """
+    digest = hashlib.md5 if length == _MD5_BYTES else hashlib.sha1
+    return digest(data, usedforsecurity=False).digest()
+
+
 class Shard(NamedTuple):
-    """A tar file of the set: its name, bytes, and MD5 digest in hexadecimal digits."""
+    """A tar file of the set: its name and bytes."""
 
     name: str
     size: int
-    digest: str
 
 
 class ShardSource(Source):
@@ -67,7 +82,9 @@ class ShardSource(Source):
     def _load(self) -> None:
         arrays, facts = read_index(self._index, f"{self.location}/{INDEX}")
         try:
-            self._shards = {split: [Shard(*entry) for entry in facts["shards"][split]] for split in ("train", "val")}
+            self._shards = {
+                split: [Shard(*entry[:2]) for entry in facts["shards"][split]] for split in ("train", "val")
+            }
             self.catalog = catalog_from(arrays, facts["classes"])
             self._where: dict[str, tuple[NDArray[Any], ...]] = {
                 split: tuple(arrays[f"{split}.{field}"] for field in ("shard", "offset", "size", "digest"))
@@ -99,6 +116,9 @@ class ShardSource(Source):
     def size(self, split: str, index: int) -> int:
         return int(self._where[split][2][index])
 
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        return self._where[split][2]
+
     def path(self, split: str, index: int) -> str:
         shard = self._shards[split][int(self._where[split][0][index])].name
         return f"{self.location}/{shard}: {self.catalog.split(split).name(index)}"
@@ -124,7 +144,7 @@ class ShardSource(Source):
         digest = self._where[split][3][index].tobytes()
 
         def check(data: bytes) -> str | None:
-            right = hashlib.md5(data, usedforsecurity=False).digest() == digest
+            right = digest_of_image(data, len(digest)) == digest
             return None if right else f"the {len(data)} bytes have another digest than the index says"
 
         return check
@@ -220,10 +240,10 @@ class BucketShardSource(ShardSource):
         for number in sorted({int(self._where[split][0][index]) for index in indices}):
             shard = self._shards[split][number]
             if self._copy and self._copy.keeps(split, number):
-                self._fetch_shard(self._copy, shard)
+                self._fetch_shard(self._copy, split, number)
             elif self._window:
                 with contextlib.suppress(RunError):  # reading sample by sample may still do, or says what is wrong
-                    if self._fetch_shard(self._window, shard):
+                    if self._fetch_shard(self._window, split, number):
                         self._window.tidy()
                     self._window.use(shard.name)
         return self._client.map(partial(self._read_one, split), indices)
@@ -248,25 +268,30 @@ class BucketShardSource(ShardSource):
         except RunError as error:
             raise RunError(f"{error} (sample {self.catalog.split(split).name(index)})") from None
 
-    def _fetch_shard(self, copy: LocalCopy, shard: Shard) -> bool:
+    def _fetch_shard(self, copy: LocalCopy, split: str, number: int) -> bool:
         """Fetches a whole shard, unless it is there; whether this process did."""
+        shard = self._shards[split][number]
         path = inside(copy.root, shard.name)
         if _has_size(path, shard.size):
             return False
         with copy.lock(shard.name):
             if _has_size(path, shard.size):
                 return False  # another process was faster
-            with copy.writing(shard.name) as draft:
-                digest = hashlib.md5(usedforsecurity=False)
-                with open(draft, "wb") as file:
-                    for data in self._client.map(partial(self._read_range, shard), range(0, shard.size, _RANGE)):
-                        digest.update(data)
-                        file.write(data)
-                if digest.hexdigest() != shard.digest:
-                    raise RunError(
-                        f"{self._client.url(shard.name)}: another digest than the index says: upload it again"
-                    )
+            with copy.writing(shard.name) as draft, open(draft, "wb+") as file:
+                for data in self._client.map(partial(self._read_range, shard), range(0, shard.size, _RANGE)):
+                    file.write(data)
+                file.flush()
+                self._check_images(file.fileno(), split, number)
         return True
+
+    def _check_images(self, file: int, split: str, number: int) -> None:
+        """Raises `RunError` unless all images of a shard that was fetched agree with their digests."""
+        shards, offsets, sizes, _ = self._where[split]
+        for index in np.flatnonzero(shards == number).tolist():
+            data = os.pread(file, int(sizes[index]), int(offsets[index]))
+            if wrong := self._check(split, index)(data):
+                url = self._client.url(self._shards[split][number].name)
+                raise RunError(f"{url}: {self.catalog.split(split).name(index)}: {wrong}: upload it again")
 
     def _read_range(self, shard: Shard, start: int) -> bytes:
         return self._client.get_range(shard.name, start, min(_RANGE, shard.size - start), lambda _: None)

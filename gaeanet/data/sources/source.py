@@ -49,6 +49,11 @@ class Source(ABC):
         """Bytes of a sample's file."""
         return len(self.read(split, index))
 
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        """Bytes of each sample's file, int64 (samples,); where `sequential`, all of them are read for it."""
+        count = len(self.catalog.split(split))
+        return np.fromiter((self.size(split, index) for index in range(count)), np.int64, count)
+
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
         """Many samples in the order asked for; sources far away have many requests under way at a time."""
         return (self.read(split, index) for index in indices)
@@ -64,7 +69,7 @@ class Source(ABC):
     @property
     def total_bytes(self) -> int:
         """Bytes of all images, or about as many where that is not known before they are read."""
-        return sum(self.size(split, k) for split in ("train", "val") for k in range(len(self.catalog.split(split))))
+        return sum(int(self.sizes(split).sum()) for split in ("train", "val"))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order in which an epoch visits the training samples: a permutation of 0..n-1, int64 (n,)."""

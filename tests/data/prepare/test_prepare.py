@@ -19,9 +19,13 @@ from PIL import Image
 from services import Proxy, upload
 from tiny import COLOURS, Result, broken_exif, jpeg, make_folder
 
+from gaeanet.data.prepare import pipeline
+from gaeanet.data.prepare import prepare as module
 from gaeanet.data.prepare.prepare import prepare
+from gaeanet.data.sources import folder as folders
 from gaeanet.data.sources.catalog import imagenet_wnids
-from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.folder import FolderSource, read_or_not
+from gaeanet.data.sources.index import read_index, write_index
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.shards import ShardSource
@@ -128,6 +132,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import gaeanet.data.prepare.prepare as p
+from gaeanet.data.prepare import pipeline
+pipeline._BATCH_BYTES = 1
 from gaeanet.data.sources.archives import ArchiveSource
 read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
 def wait():
@@ -164,6 +170,84 @@ def test_field_report_30_killed_anywhere_and_run_again_it_ends_identical(tmp_pat
         here.unlink()
     prepare(str(tmp_path / "archives"), killed, shards=form == "shards", shard_bytes=8000)
     assert tree_hash(killed) == tree_hash(tmp_path / "straight")
+
+
+class Stopped(BaseException):
+    """As a signal ends it."""
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_a_stop_or_a_lost_disk_leaves_half_written_is_written_again(
+    shards: bool, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(str(t3), tmp_path / "straight", shards=shards)
+    out, table_of = tmp_path / "out", module.table_of
+    monkeypatch.setattr(module, "table_of", lambda catalog: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        prepare(str(t3), out, shards=shards)
+    monkeypatch.setattr(module, "table_of", table_of)
+    before = tree_hash(t3)
+    if shards:
+        victim = out / "train-000000.tar"
+        whole = victim.read_bytes()
+        victim.write_bytes(whole[:3000] + bytes(len(whole) - 3000))  # blocks that never reached the disk
+        (out / "val-000000.tar").unlink()
+    else:
+        images = sorted((out / "train").glob("*/*"))
+        images[0].write_bytes(images[0].read_bytes()[:100])
+        images[1].write_bytes(b"")
+        images[2].unlink()
+        images[3].unlink()
+        images[3].symlink_to(next((t3 / "val").glob("*/*")))  # would be written through
+        journal = out / ".partial" / "train.sizes"
+        journal.write_bytes(bytes(8 * 10) + journal.read_bytes()[80:])
+        images[4].write_bytes(b"half")  # without a record
+    prepare(str(t3), out, shards=shards)
+    assert tree_hash(out) == tree_hash(tmp_path / "straight")
+    assert tree_hash(t3) == before
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_is_whole_is_not_written_again(
+    shards: bool, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(module, "table_of", lambda catalog: (_ for _ in ()).throw(Stopped))
+    for images in (27, 0):
+        read = list[int]()
+        monkeypatch.setattr(folders, "read_or_not", lambda path, read=read: read.append(1) or read_or_not(path))
+        with pytest.raises(Stopped):
+            prepare(str(t3), out, shards=shards)
+        assert len(read) == images
+
+
+def test_shards_of_the_first_format_are_read(t3: Path, tmp_path: Path) -> None:
+    prepare(str(t3), tmp_path / "shards", shards=True)
+    expected = FolderSource(str(t3))
+    arrays, facts = read_index(tmp_path / "shards" / "index.safetensors")
+    assert facts.pop("format") == 2
+    for split, count in (("train", 18), ("val", 9)):
+        digests = [hashlib.md5(expected.read(split, k)).digest() for k in range(count)]
+        arrays[f"{split}.digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+        facts["shards"][split] = [(name, size, "0" * 32) for name, size in facts["shards"][split]]
+    write_index(tmp_path / "shards" / "index.safetensors", arrays, facts)
+    source = ShardSource(str(tmp_path / "shards"))
+    assert [source.read("train", k) for k in range(18)] == [expected.read("train", k) for k in range(18)]
+
+
+def test_a_large_image_does_not_wait_for_others_and_an_error_in_writing_is_the_error(tmp_path: Path) -> None:
+    seen, sizes = list[int](), list[int]()
+    images = [(0, bytes(40 << 20)), *((k, b"x") for k in range(1, 5))]
+    pipeline.write_concurrently(images, lambda batch: seen.extend(index for index, _ in batch), sizes.append)
+    assert sorted(seen) == [0, 1, 2, 3, 4]
+    assert sum(sizes) == (40 << 20) + 4
+
+    def full(batch: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        pipeline.write_concurrently(images, full, sizes.append)
 
 
 def test_field_report_30_an_archive_cut_short_is_named(gaeanet: Run, tmp_path: Path) -> None:
