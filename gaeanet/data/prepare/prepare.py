@@ -99,8 +99,8 @@ def prepare(
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
-        shutil.rmtree(partial)
         (destination / UNFINISHED).unlink()
+        shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise RunError(
             f"{error.filename or destination}: cannot be written: {reason(error)}; run again, it continues"
