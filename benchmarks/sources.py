@@ -30,12 +30,13 @@ _PART = 1000
 """Samples of a file."""
 
 MEASURE = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 start = time.perf_counter()
 from gaeanet.data.sources.open import open_location
 imported = time.perf_counter()
 source = open_location(sys.argv[1])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 print(f"{len(source.catalog.train):,} samples: import {imported - start:.1f} s, "
       f"open {time.perf_counter() - imported:.1f} s, processor {time.process_time():.1f} s, "
       f"peak {peak:.0f} MiB")

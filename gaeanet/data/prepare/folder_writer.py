@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gaeanet.data.prepare.journal import Journal
-from gaeanet.data.prepare.pipeline import Image, read_images, write_concurrently
+from gaeanet.data.prepare.pipeline import read_images, worked_on
 from gaeanet.data.sources.source import Source
 from gaeanet.runtime.names import inside
 
@@ -32,22 +33,23 @@ def write_folders(source: Source, root: Path, journals: Path, done: Callable[[in
         samples = source.catalog.split(split)
         with Journal(journals / f"{split}.sizes", len(samples), 8) as journal:
             kept = np.zeros(len(samples), bool)
-            for index in np.flatnonzero(journal.written).tolist():
-                size = _size(journal, index)
-                kept[index] = _has_size(inside(root / split, samples.name(index)), size)
+            sizes = journal.records().view("<i8")[:, 0] - 1  # an empty file is one too
+            for index in np.flatnonzero(sizes >= 0).tolist():
+                kept[index] = _has_size(inside(root / split, samples.name(index)), int(sizes[index]))
                 if kept[index]:
-                    done(size, True)
+                    done(int(sizes[index]), True)
 
-            def write(batch: list[Image], split: str = split, journal: Journal = journal) -> None:
-                names = source.catalog.split(split)
-                for index, data in batch:
+            def write(part: NDArray[np.int64], split: str = split, journal: Journal = journal) -> int:
+                names, total = source.catalog.split(split), 0
+                for index, data in read_images(source, split, part):
                     _write_new(inside(root / split, names.name(index)), data)
                     journal.note(index, (len(data) + 1).to_bytes(8, "little"))
+                    total += len(data)
+                return total
 
-            order = source.reading_order(split)
-            write_concurrently(
-                read_images(source, split, order[~kept[order]]), write, lambda written: done(written, False)
-            )
+            parts = [part[~kept[part]] for part in source.reading_parts(split)]
+            for written in worked_on(source, parts, write):
+                done(written, False)
 
 
 def link_folders(source: Source, root: Path) -> None:
@@ -61,11 +63,6 @@ def link_folders(source: Source, root: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             path.symlink_to(target)
-
-
-def _size(journal: Journal, index: int) -> int:
-    """Of a file that was written: one less than its record, since an empty file is one too."""
-    return int.from_bytes(journal.records[index].tobytes(), "little") - 1
 
 
 def _has_size(path: Path, size: int) -> bool:

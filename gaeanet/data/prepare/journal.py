@@ -22,19 +22,13 @@ class Journal:
         count: Samples of the split.
         length: Bytes of a record.
 
-    Attributes:
-        records: uint8 (count, length).
-
     Raises:
         OSError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path, count: int, length: int) -> None:
-        self._length = length
+        self._count, self._length = count, length
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        data = os.pread(self._file, count * length, 0)
-        self.records = np.zeros((count, length), np.uint8)
-        self.records.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
 
     def __enter__(self) -> Journal:
         return self
@@ -42,13 +36,12 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
-    @property
-    def written(self) -> NDArray[np.bool_]:
-        """Which images have a record, (count,)."""
-        return self.records.max(axis=1) > 0
+    def records(self) -> NDArray[np.uint8]:
+        """All records as they are now, (count, length)."""
+        data = os.pread(self._file, self._count * self._length, 0)
+        return np.frombuffer(data.ljust(self._count * self._length, b"\0"), np.uint8).reshape(-1, self._length)
 
     def note(self, index: int, record: bytes) -> None:
-        """Records that an image is written: not before it is. May be called from several threads."""
+        """Records that an image is written: not before it is. May be called from several processes."""
         if os.pwrite(self._file, record, index * self._length) != self._length:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a disk that is full within a record
-        self.records[index] = np.frombuffer(record, np.uint8)

@@ -1,13 +1,20 @@
-"""Reading images and writing them at the same time: one thread reads in order, others hash and write.
+"""Work on the images of a source in several processes: each reads, hashes and writes parts of them.
 
-Memory is bounded by bytes, not by images: one image may be as large as a thousand.
+Threads would wait for each other's turn in Python at every image. The processes are forked, so they share the catalog
+and what the work has found out so far.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +22,21 @@ from numpy.typing import NDArray
 from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError
+from gaeanet.runtime.host import usable_cores
 
-_THREADS = 4
-"""Threads that write. System calls and hashing leave Python's lock to the others."""
+_PROCESSES = 3
+"""At most: each may hold a hundred megabytes of a parquet file, and a disk is not faster for more."""
 _FETCHED = 256
 """Images asked for at a time: a bucket has that many to choose its requests from."""
-_BATCH_BYTES = 1 << 20
-_BYTES_UNDER_WAY = 16 << 20
+_DIES_WITH_PARENT = 1
+"""Linux's PR_SET_PDEATHSIG."""
 
-Image = tuple[int, bytes]
-"""A sample's number, and the bytes of its file."""
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
-def read_images(source: Source, split: str, order: NDArray[np.int64]) -> Iterator[Image]:
-    """The images of a split in this order; raises `RunError` naming the first that cannot be read."""
+def read_images(source: Source, split: str, order: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+    """Number and bytes of each image, in this order; raises `RunError` naming the first that cannot be read."""
     for start in range(0, len(order), _FETCHED):
         indices = order[start : start + _FETCHED].tolist()
         for index, data in zip(indices, source.fetch(split, indices)):
@@ -38,46 +46,39 @@ def read_images(source: Source, split: str, order: NDArray[np.int64]) -> Iterato
             yield index, data
 
 
-def write_concurrently(
-    images: Iterable[Image], write: Callable[[list[Image]], None], done: Callable[[int], None]
-) -> None:
-    """Has all images written, in batches, from several threads and in no certain order.
+def worked_on(source: Source, parts: Sequence[Part], work: Callable[[Part], Result]) -> Iterator[Result]:
+    """What `work` returns for each part, in order; some are worked on at a time where the source lives through a fork.
 
-    Args:
-        write: Writes a batch; what it raises is raised here, and nothing more is begun.
-        done: Called in this thread with the bytes of each batch that is written.
+    Raises:
+        RunError: A process was killed; and what `work` raises.
     """
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="gaeanet-write")
-    under_way: deque[tuple[Future[None], int]] = deque()
-    total = 0
+    processes = min(_PROCESSES, usable_cores() + 1, len(parts))  # one more, since some wait for the disk
+    if source.start_method or sys.platform != "linux" or processes < 2 or usable_cores() < 2:
+        yield from map(work, parts)
+        return
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(parts, work, os.getpid()))
     try:
-        for batch, size in _batches(images):
-            under_way.append((pool.submit(write, batch), size))
-            total += size
-            while total > _BYTES_UNDER_WAY:
-                total -= _finished(under_way, done)
-        while under_way:
-            _finished(under_way, done)
+        yield from pool.map(_work_on, range(len(parts)))
+    except BrokenProcessPool:
+        raise RunError("a process that wrote images was killed (out of memory?): run again, it continues") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _finished(under_way: deque[tuple[Future[None], int]], done: Callable[[int], None]) -> int:
-    """Waits for the oldest batch; returns its bytes."""
-    future, size = under_way.popleft()
-    future.result()
-    done(size)
-    return size
+_parts: Sequence[Any] = ()
+_work: Callable[[Any], Any] = len
+"""What a forked process works on."""
 
 
-def _batches(images: Iterable[Image]) -> Iterator[tuple[list[Image], int]]:
-    """Images, about a megabyte at a time, and the bytes of them."""
-    batch, size = list[Image](), 0
-    for image in images:
-        batch.append(image)
-        size += len(image[1])
-        if size >= _BATCH_BYTES:
-            yield batch, size
-            batch, size = [], 0
-    if batch:
-        yield batch, size
+def _begin(parts: Sequence[Any], work: Callable[[Any], Any], parent: int) -> None:
+    global _parts, _work
+    _parts, _work = parts, work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends the others
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # none may write beside a new attempt
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _work_on(number: int) -> Any:
+    return _work(_parts[number])

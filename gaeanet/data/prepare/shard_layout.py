@@ -55,6 +55,10 @@ class Layout:
         used = np.append(begins[1:], ends[-1]) - begins + 2 * _BLOCK  # two empty blocks end a tar
         self.lengths = -(-used // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
 
+    def parts(self) -> list[NDArray[np.int64]]:
+        """The samples of each shard, in its order."""
+        return np.split(self.sequence, np.flatnonzero(np.diff(self.shard[self.sequence])) + 1)
+
     def around(self, index: int) -> tuple[bytes, bytes]:
         """What is written before an image's bytes, and what after them."""
         key, size, label = self._key(index), int(self.sizes[index]), str(int(self._samples.labels[index])).encode()

@@ -7,7 +7,7 @@ fastest: every byte is read, hashed and written once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gaeanet.data.prepare.journal import Journal
-from gaeanet.data.prepare.pipeline import Image, read_images, write_concurrently
+from gaeanet.data.prepare.pipeline import read_images, worked_on
 from gaeanet.data.prepare.shard_layout import Layout
 from gaeanet.data.sources.index import Arrays, catalog_arrays, write_index
 from gaeanet.data.sources.layout import INDEX
@@ -26,6 +26,9 @@ from gaeanet.errors import RunError
 
 SHARD_BYTES = 128 << 20
 """A shard is closed when its images have this many bytes: ImageNet becomes about 1,100 shards."""
+
+_AT_ONCE = 1 << 20
+"""Bytes that are gathered before they are written."""
 
 _OPENED = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -51,15 +54,14 @@ def write_shards(
         )
         paths = [root / f"{split}-{number:06d}.tar" for number in range(len(layout.lengths))]
         with Journal(journals / f"{split}.digests", len(layout.sizes), DIGEST_BYTES) as journal:
-            writer = _Writer(layout, paths, journal)
+            writer = _Writer(source, split, layout, paths, journal)
             missing = writer.missing(done)
-            order = source.reading_order(split) if source.sequential else layout.sequence
-            write_concurrently(
-                read_images(source, split, order[missing[order]]), writer.write, lambda size: done(size, False)
-            )
-            arrays[f"{split}.digest"] = journal.records
-        for path in paths:
-            _flush(path)
+            parts = source.reading_parts(split) if source.sequential else layout.parts()
+            for size in worked_on(source, [part[missing[part]] for part in parts], writer.write):
+                done(size, False)
+            if source.sequential:
+                list(worked_on(source, paths, _flush))
+            arrays[f"{split}.digest"] = journal.records()
         arrays |= {f"{split}.shard": layout.shard, f"{split}.offset": layout.offset, f"{split}.size": layout.sizes}
         shards[split] = [(path.name, int(length)) for path, length in zip(paths, layout.lengths)]
     facts: dict[str, Any] = {
@@ -75,53 +77,82 @@ def write_shards(
 class _Writer:
     """Writes images into the shards of a split, each with headers and label, and notes their digests."""
 
-    def __init__(self, layout: Layout, paths: list[Path], journal: Journal) -> None:
+    def __init__(self, source: Source, split: str, layout: Layout, paths: list[Path], journal: Journal) -> None:
+        self._source, self._split = source, split
         self._layout, self._paths, self._journal = layout, paths, journal
         for path, length in zip(paths, layout.lengths.tolist()):
-            _allocate(path, length)
+            _allocate(path, length, source.sequential)
 
     def missing(self, done: Callable[[int, bool], None]) -> NDArray[np.bool_]:
         """Which images are still to be written, (samples,): those that are there are read and compared."""
-        missing = ~self._journal.written
+        records = self._journal.records()
+        missing = ~records.any(axis=1)
         there = self._layout.sequence[~missing[self._layout.sequence]].tolist()
         for number, indices in groupby(there, lambda index: int(self._layout.shard[index])):
             file = os.open(self._paths[number], _OPENED)
             try:
                 for index in indices:
-                    missing[index] = not self._is_written(file, index)
+                    missing[index] = not self._is_written(file, index, records[index].tobytes())
                     if not missing[index]:
                         done(int(self._layout.sizes[index]), True)
             finally:
                 os.close(file)
         return missing
 
-    def _is_written(self, file: int, index: int) -> bool:
+    def _is_written(self, file: int, index: int, digest: bytes) -> bool:
         head, tail = self._layout.around(index)
         size, offset = int(self._layout.sizes[index]), int(self._layout.offset[index])
         found = os.pread(file, len(head) + size + len(tail), offset - len(head))
         data = found[len(head) : len(head) + size]
-        digest = self._journal.records[index].tobytes()
         return found == b"".join((head, data, tail)) and digest_of_image(data) == digest
 
-    def write(self, batch: list[Image]) -> None:
-        """Writes a batch; may be called from several threads."""
-        for number, images in groupby(batch, lambda image: int(self._layout.shard[image[0]])):
-            file = os.open(self._paths[number], _OPENED)
+    def write(self, part: NDArray[np.int64]) -> int:
+        """Writes images, and waits for the disk where they are those of a shard; returns their bytes."""
+        total = 0
+        images = read_images(self._source, self._split, part)
+        for number, group in groupby(images, lambda image: int(self._layout.shard[image[0]])):
+            path = self._paths[number]
+            file = os.open(path, _OPENED)
             try:
-                for index, data in images:
-                    if len(data) != self._layout.sizes[index]:
-                        raise RunError(
-                            f"{self._paths[number]}: an image changed while it was written: remove "
-                            f"{self._paths[number].parent} and run prepare again"
-                        )
-                    head, tail = self._layout.around(index)
-                    _write_at(file, [head, data, tail], int(self._layout.offset[index]) - len(head))
-                    self._journal.note(index, digest_of_image(data))
+                total += self._write(file, path, group)
+                if not self._source.sequential:
+                    os.fsync(file)
             except OSError as error:
-                error.filename = str(self._paths[number])
+                error.filename = str(path)
                 raise
             finally:
                 os.close(file)
+        return total
+
+    def _write(self, file: int, path: Path, images: Iterator[tuple[int, bytes]]) -> int:
+        """Writes images into a shard: neighbours, which have no gap between them, in one call."""
+        total = begin = end = 0
+        parts, digests = list[bytes](), list[tuple[int, bytes]]()
+
+        def write() -> None:
+            if parts:
+                _write_at(file, parts, begin)
+            for index, digest in digests:
+                self._journal.note(index, digest)
+            parts.clear()
+            digests.clear()
+
+        for index, data in images:
+            if len(data) != self._layout.sizes[index]:
+                raise RunError(
+                    f"{path}: an image changed while it was written: remove {path.parent} and run prepare again"
+                )
+            head, tail = self._layout.around(index)
+            start = int(self._layout.offset[index]) - len(head)
+            if start != end or end - begin > _AT_ONCE:
+                write()
+                begin = end = start
+            parts += head, data, tail
+            digests.append((index, digest_of_image(data)))
+            end += len(head) + len(data) + len(tail)
+            total += len(data)
+        write()
+        return total
 
 
 def _sizes(source: Source, split: str, journals: Path) -> NDArray[np.int64]:
@@ -131,20 +162,27 @@ def _sizes(source: Source, split: str, journals: Path) -> NDArray[np.int64]:
     path = journals / f"{split}.layout"
     if path.exists():
         return np.frombuffer(path.read_bytes(), np.int64)
-    sizes = source.sizes(split)
+    parts = source.reading_parts(split)
+    sizes = np.empty(len(source.catalog.split(split)), np.int64)
+
+    def sizes_of(part: NDArray[np.int64]) -> list[int]:
+        return [source.size(split, index) for index in part.tolist()]
+
+    for part, found in zip(parts, worked_on(source, parts, sizes_of)):
+        sizes[part] = found
     draft = path.with_suffix(".draft")
     draft.write_bytes(sizes.tobytes())
     draft.replace(path)
     return sizes
 
 
-def _allocate(path: Path, length: int) -> None:
-    """Takes the room of a shard, in one piece where the disk can: its images may come in any order."""
+def _allocate(path: Path, length: int, scattered: bool) -> None:
+    """Gives a shard its length, and where its images come in any order its room, in one piece where the disk can."""
     file = os.open(path, _OPENED, 0o666)
     try:
         if os.fstat(file).st_size != length:
             os.ftruncate(file, 0)
-            if hasattr(os, "posix_fallocate"):
+            if scattered and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file, 0, length)
             else:
                 os.ftruncate(file, length)

@@ -26,7 +26,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write_index(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    """Writes `arrays` and `facts` (anything JSON holds) to `path`, whole or not at all; arrays are not copied for it."""
+    """Writes `arrays` and `facts` (anything JSON holds) to `path`, whole or not at all, without copying the arrays."""
     header: dict[str, Any] = {"__metadata__": {"gaeanet": json.dumps({"format": FORMAT, **facts})}}
     names, end = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
     for name in names:

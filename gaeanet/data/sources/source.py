@@ -12,6 +12,9 @@ from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources import order
 from gaeanet.data.sources.catalog import Catalog
 
+_PART = 256
+"""Samples of a part of the reading order."""
+
 Contents = bytes | NDArray[np.uint8] | Unreadable
 """An image file's bytes, or pixels (H, W, 3); or why there are none."""
 
@@ -65,6 +68,11 @@ class Source(ABC):
     def reading_order(self, split: str) -> NDArray[np.int64]:
         """The order in which all samples of a split are read fastest: a permutation of 0..n-1, int64 (n,)."""
         return np.arange(len(self.catalog.split(split)))
+
+    def reading_parts(self, split: str) -> list[NDArray[np.int64]]:
+        """`reading_order` in parts that several processes may read at a time."""
+        order = self.reading_order(split)
+        return [order[start : start + _PART] for start in range(0, len(order), _PART)]
 
     @property
     def total_bytes(self) -> int:

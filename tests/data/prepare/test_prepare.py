@@ -29,7 +29,7 @@ from gaeanet.data.sources.index import read_index, write_index
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.shards import ShardSource
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, RunError
 
 Run = Callable[..., Result]
 
@@ -132,8 +132,8 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import gaeanet.data.prepare.prepare as p
-from gaeanet.data.prepare import pipeline
-pipeline._BATCH_BYTES = 1
+from gaeanet.data.prepare import shard_writer
+shard_writer._AT_ONCE = 0
 from gaeanet.data.sources.archives import ArchiveSource
 read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
 def wait():
@@ -214,6 +214,7 @@ def test_what_is_whole_is_not_written_again(
 ) -> None:
     out = tmp_path / "out"
     monkeypatch.setattr(module, "table_of", lambda catalog: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)  # what is read is counted in this process
     for images in (27, 0):
         read = list[int]()
         monkeypatch.setattr(folders, "read_or_not", lambda path, read=read: read.append(1) or read_or_not(path))
@@ -236,18 +237,28 @@ def test_shards_of_the_first_format_are_read(t3: Path, tmp_path: Path) -> None:
     assert [source.read("train", k) for k in range(18)] == [expected.read("train", k) for k in range(18)]
 
 
-def test_a_large_image_does_not_wait_for_others_and_an_error_in_writing_is_the_error(tmp_path: Path) -> None:
-    seen, sizes = list[int](), list[int]()
-    images = [(0, bytes(40 << 20)), *((k, b"x") for k in range(1, 5))]
-    pipeline.write_concurrently(images, lambda batch: seen.extend(index for index, _ in batch), sizes.append)
-    assert sorted(seen) == [0, 1, 2, 3, 4]
-    assert sum(sizes) == (40 << 20) + 4
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_goes_wrong_in_a_process_that_writes_is_the_error(
+    cores: int, t3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: cores)
+    source, here = FolderSource(str(t3)), os.getpid()
+    assert list(pipeline.worked_on(source, range(40), lambda part: part * part)) == [k * k for k in range(40)]
 
-    def full(batch: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(part: int) -> None:
+        raise OSError(28, "No space left on device", "file")
 
-    with pytest.raises(OSError, match="No space left"):
-        pipeline.write_concurrently(images, full, sizes.append)
+    with pytest.raises(OSError, match="No space left on device: 'file'"):
+        list(pipeline.worked_on(source, range(40), full))
+
+    def killed(part: int) -> int:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return part
+
+    if cores > 1:
+        with pytest.raises(RunError, match="was killed .* run again, it continues"):
+            list(pipeline.worked_on(source, range(40), killed))
 
 
 def test_field_report_30_an_archive_cut_short_is_named(gaeanet: Run, tmp_path: Path) -> None:

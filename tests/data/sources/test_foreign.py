@@ -121,11 +121,11 @@ def test_law_4_prepare_writes_the_same_files_from_every_format(
 def test_prepare_from_parquet_resumes_and_ends_with_the_same_files(
     shards: bool, place: Callable[[str], Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gaeanet.data.prepare import pipeline
+    from gaeanet.data.prepare import shard_writer
     from gaeanet.data.sources.parquet import ParquetSource
 
     prepare(str(photos), tmp_path / "expected", shards=shards)
-    monkeypatch.setattr(pipeline, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(shard_writer, "_AT_ONCE", 0)
     fetch = ParquetSource.fetch
     for limit in (0, 3, 8, 5):
         left = [limit]
