@@ -29,6 +29,8 @@ SHARD_BYTES = 128 << 20
 
 _AT_ONCE = 1 << 20
 """Bytes that are gathered before they are written."""
+_MOST_PARTS = 900
+"""Pieces of memory that they may be: the system takes 1,024."""
 
 _OPENED = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -59,8 +61,7 @@ def write_shards(
             parts = source.reading_parts(split) if source.sequential else layout.parts()
             for size in worked_on(source, [part[missing[part]] for part in parts], writer.write):
                 done(size, False)
-            if source.sequential:
-                list(worked_on(source, paths, _flush))
+            list(worked_on(source, paths, _flush))
             arrays[f"{split}.digest"] = journal.records()
         arrays |= {f"{split}.shard": layout.shard, f"{split}.offset": layout.offset, f"{split}.size": layout.sizes}
         shards[split] = [(path.name, int(length)) for path, length in zip(paths, layout.lengths)]
@@ -144,7 +145,7 @@ class _Writer:
                 )
             head, tail = self._layout.around(index)
             start = int(self._layout.offset[index]) - len(head)
-            if start != end or end - begin > _AT_ONCE:
+            if start != end or end - begin > _AT_ONCE or len(parts) > _MOST_PARTS:
                 write()
                 begin = end = start
             parts += head, data, tail

@@ -223,6 +223,17 @@ def test_what_is_whole_is_not_written_again(
         assert len(read) == images
 
 
+def test_a_thousand_tiny_images_are_gathered(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "folders" / split / label).mkdir(parents=True)
+            for k in range(400 if split == "train" else 1):
+                (tmp_path / "folders" / split / label / f"{k}.jpg").write_bytes(b"%d" % k * (k % 3))
+    prepare(str(tmp_path / "folders"), tmp_path / "shards", shards=True)
+    ours, theirs = ShardSource(str(tmp_path / "shards")), FolderSource(str(tmp_path / "folders"))
+    assert [ours.read("train", k) for k in range(800)] == [theirs.read("train", k) for k in range(800)]
+
+
 def test_shards_of_the_first_format_are_read(t3: Path, tmp_path: Path) -> None:
     prepare(str(t3), tmp_path / "shards", shards=True)
     expected = FolderSource(str(t3))
