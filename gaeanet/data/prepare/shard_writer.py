@@ -87,7 +87,7 @@ class _Writer:
     def missing(self, done: Callable[[int, bool], None]) -> NDArray[np.bool_]:
         """Which images are still to be written, (samples,): those that are there are read and compared."""
         records = self._journal.records()
-        missing = ~records.any(axis=1)
+        missing: NDArray[np.bool_] = records.max(axis=1) == 0
         there = self._layout.sequence[~missing[self._layout.sequence]].tolist()
         for number, indices in groupby(there, lambda index: int(self._layout.shard[index])):
             file = os.open(self._paths[number], _OPENED)

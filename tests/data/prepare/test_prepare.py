@@ -129,19 +129,21 @@ def test_field_report_30_a_ready_tree_needs_no_archive(gaeanet: Run, t3: Path, t
 
 
 SLOW = """
-import sys, time
+import multiprocessing, sys, time
 from pathlib import Path
 import gaeanet.data.prepare.prepare as p
 from gaeanet.data.prepare import shard_writer
 shard_writer._AT_ONCE = 0
 from gaeanet.data.sources.archives import ArchiveSource
-read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
+read, table_of, count, limit = ArchiveSource.read, p.table_of, multiprocessing.Value("i", 0), int(sys.argv[3])
 def wait():
     Path(sys.argv[2] + ".here").touch()
     time.sleep(60)
 def slow(self, split, index):
-    count[0] += 1
-    if count[0] > limit:
+    with count.get_lock():
+        count.value += 1
+        last = count.value > limit
+    if last:
         wait()
     return read(self, split, index)
 ArchiveSource.read = slow
