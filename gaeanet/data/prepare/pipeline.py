@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RunError
-from gaeanet.runtime.host import usable_cores
+from gaeanet.runtime.host import keep_freed_memory, usable_cores
 
 _PROCESSES = 3
 """At most: each may hold a hundred megabytes of a parquet file, and a disk is not faster for more."""
@@ -74,6 +74,7 @@ _work: Callable[[Any], Any] = len
 def _begin(parts: Sequence[Any], work: Callable[[Any], Any], parent: int) -> None:
     global _parts, _work
     _parts, _work = parts, work
+    keep_freed_memory()  # an image's bytes are as many as the last one's
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent ends the others
     ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)  # none may write beside a new attempt
     if os.getppid() != parent:

@@ -29,7 +29,7 @@ _ROWS = 16
 """Images in memory at a time."""
 _BUFFER = 4 << 20
 """Bytes read at a time: a group of rows may be larger than memory."""
-_ROWS_OF_PART = 512
+_ROWS_OF_PART = 1024
 """Groups of rows that are smaller are read together."""
 
 
