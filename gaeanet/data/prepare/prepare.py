@@ -1,7 +1,7 @@
 """`gaeanet prepare`: from archives, folders or a bucket to class folders or shards; killed anywhere, it continues.
 
-Every file is written under another name and renamed when it is complete. Until the end a marker lies beside them, so that
-nobody trains on half of the images.
+Until the end a marker lies beside the images, so that nobody trains on half of them, and a journal says which of them
+are complete.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from gaeanet.data.prepare.folder_writer import link_folders, write_folders
 from gaeanet.data.prepare.hub_copy import hub_copy
-from gaeanet.data.prepare.shard_writer import SHARD_BYTES, Sizes, readable, write_shards
-from gaeanet.data.prepare.spool import Spooled
+from gaeanet.data.prepare.shard_writer import SHARD_BYTES, write_shards
 from gaeanet.data.sources.catalog import check_imagenet_is_whole, check_names
 from gaeanet.data.sources.entries import is_hidden, is_image
 from gaeanet.data.sources.folder import Files, FolderSource, read_table, table_of
@@ -38,13 +36,11 @@ from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import RequestError, RunError, counted, reason
 from gaeanet.runtime.files import entries_of, exists, expanded, is_directory
-from gaeanet.runtime.names import inside, shown
+from gaeanet.runtime.names import shown
 from gaeanet.runtime.progress import WorkProgress
 
 _PARTIAL = ".partial"
-_SPOOL = ".spool"
-"""Where images lie for a while that cannot be read in the order of the shards."""
-_CHUNK = 256
+"""Directory of what says which images are whole, and of what is not."""
 
 
 def prepare(
@@ -89,24 +85,24 @@ def prepare(
     print(shown(f"{location}: {counts}, {total / 1e9:.3g} GB (fingerprint {catalog.fingerprint})"))
     for note in source.notes:
         print(shown(note))
-    _begin(destination, facts, 2 * total if shards and source.sequential else total)
+    _begin(destination, facts, total)
     partial = destination / _PARTIAL
     try:
         with WorkProgress(total) as progress:
             if shards:
-                spool = destination / _SPOOL
-                readable_at_random = Spooled(source, spool) if source.sequential else source
-                write_shards(
-                    readable_at_random, _sizes(readable_at_random), destination, partial, shard_bytes, progress.add
-                )
-                shutil.rmtree(spool, ignore_errors=True)
+                if source.sequential:
+                    print("the sizes of all images are read first, then the images")
+                write_shards(source, destination, partial, shard_bytes, progress.add)
+            elif link:
+                link_folders(source, destination)
             else:
-                _write_folders(source, destination, partial, progress, link)
+                write_folders(source, destination, partial, progress.add)
+                os.sync()  # a file that has its size may still not have its bytes if the machine stops
         draft = partial / TABLE
         draft.write_text(json.dumps(table_of(catalog), indent=1), encoding="utf-8")
         draft.replace(destination / TABLE)
-        shutil.rmtree(partial)
         (destination / UNFINISHED).unlink()
+        shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise RunError(
             f"{error.filename or destination}: cannot be written: {reason(error)}; run again, it continues"
@@ -156,13 +152,6 @@ def open_material(location: str, columns: Sequence[str] | None = None) -> Source
     return FolderSource(location, validation_classes(images, files, classes))
 
 
-def _sizes(source: Source) -> Sizes:
-    return {
-        split: np.fromiter((source.size(split, k) for k in range(len(source.catalog.split(split)))), np.int64)
-        for split in ("train", "val")
-    }
-
-
 def _is_done(destination: Path, facts: dict[str, Any]) -> bool:
     """Whether the same images are there already, in the same form; raises `RequestError` where others are."""
     if exists(destination / UNFINISHED) or not exists(destination / TABLE):
@@ -196,37 +185,8 @@ def _begin(destination: Path, facts: dict[str, Any], total: int) -> None:
             draft = destination / f".{UNFINISHED}"
             draft.write_text(json.dumps(facts), encoding="utf-8")
             draft.replace(marker)
-        shutil.rmtree(destination / _PARTIAL, ignore_errors=True)
-        (destination / _PARTIAL).mkdir()
+        (destination / _PARTIAL).mkdir(exist_ok=True)
     except OSError as error:
         raise RequestError(f"{destination}: cannot be written: {reason(error)}") from None
     except ValueError:
         raise RequestError(f"{marker}: damaged: remove {destination} and run again") from None
-
-
-def _write_folders(source: Source, destination: Path, partial: Path, progress: WorkProgress, link: bool) -> None:
-    draft = partial / str(os.getpid())
-    for split in ("train", "val"):
-        names, order = source.catalog.split(split), source.reading_order(split)
-        for start in range(0, len(order), _CHUNK):
-            missing = []
-            for index in order[start : start + _CHUNK].tolist():
-                path = inside(destination / split, names.name(index))
-                size = path.stat().st_size if exists(path) else None
-                if size is not None and (source.sequential or size == source.size(split, index)):
-                    progress.add(size, earlier=True)  # renamed when complete
-                else:
-                    missing.append(index)
-            for index in missing if link else ():
-                path = inside(destination / split, names.name(index))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft.unlink(missing_ok=True)
-                draft.symlink_to(os.path.abspath(source.path(split, index)))
-                draft.replace(path)
-            for index, data in () if link else zip(missing, source.fetch(split, missing)):
-                data = readable(data, source.path(split, index))
-                path = inside(destination / split, names.name(index))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draft.write_bytes(data)
-                draft.replace(path)
-                progress.add(len(data))

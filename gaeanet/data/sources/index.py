@@ -13,24 +13,34 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from gaeanet.data.sources.catalog import Catalog, Split
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.names import is_whole
 
 FORMAT = 1
+_READ = (1, 2)
 _DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
+_NAMES = {np.dtype(kind): name for name, kind in _DTYPES.items()}
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def write_index(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
-    """Writes `arrays` and `facts` (anything JSON holds) to `path`, whole or not at all."""
-    metadata = {"gaeanet": json.dumps({"format": FORMAT, **facts}, ensure_ascii=True)}
+    """Writes `arrays` and `facts` (anything JSON holds) to `path`, whole or not at all, without copying the arrays."""
+    header: dict[str, Any] = {"__metadata__": {"gaeanet": json.dumps({"format": FORMAT, **facts})}}
+    names, end = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name)), 0
+    for name in names:
+        begin, end = end, end + arrays[name].nbytes
+        kind = _NAMES[arrays[name].dtype]
+        header[name] = {"dtype": kind, "shape": arrays[name].shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with open(draft, "wb") as file:
-        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(np.ascontiguousarray(arrays[name]).data)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
@@ -63,8 +73,8 @@ def read_index(path: Path, name: str | None = None) -> tuple[Arrays, dict[str, A
         raise RequestError(f"{name}: cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
         raise RequestError(f"{name}: not an index that gaeanet wrote, or cut short: make it again") from None
-    if facts.get("format") != FORMAT:
-        raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads {FORMAT}")
+    if facts.get("format") not in _READ:
+        raise RequestError(f"{name}: index format {facts.get('format')}; this version of gaeanet reads 1 and 2")
     return arrays, facts
 
 

@@ -29,6 +29,8 @@ _ROWS = 16
 """Images in memory at a time."""
 _BUFFER = 4 << 20
 """Bytes read at a time: a group of rows may be larger than memory."""
+_ROWS_OF_PART = 1024
+"""Groups of rows that are smaller are read together."""
 
 
 class Columns(NamedTuple):
@@ -62,6 +64,7 @@ class ParquetSource(Source):
         self._columns = _common_columns([path for paths in self._units.values() for path in paths], columns)
         samples = Samples(self._units, self._columns.class_names)
         self._total = 0
+        self._groups: dict[str, list[NDArray[np.int64]]] = {split: [] for split in self._units}
         for split, paths in self._units.items():
             for number, path in enumerate(paths):
                 self._index(samples, split, number, path)
@@ -73,6 +76,7 @@ class ParquetSource(Source):
         image, has_path, label, _ = self._columns
         with _opened(path) as file:
             self._total += _bytes_of(file, image)
+            self._groups[split].append(_group_ends(file))
             row, suffix = 0, _first_suffix(file, path, self._columns)
             wanted = [f"{image}.path", label] if has_path else [label]
             for batch in _batches(file, path, 65_536, wanted):
@@ -97,6 +101,20 @@ class ParquetSource(Source):
     def reading_order(self, split: str) -> NDArray[np.int64]:
         return self._ranges[split].reading_order()
 
+    def reading_parts(self, split: str) -> list[NDArray[np.int64]]:
+        order, parts = self.reading_order(split), list[NDArray[np.int64]]()
+        units, rows, _ = self._ranges[split]
+        for number, ends in enumerate(self._groups[split]):
+            here = order[np.searchsorted(units[order], number) : np.searchsorted(units[order], number, side="right")]
+            end_of_group = ends[np.searchsorted(ends, rows[here], side="right")]
+            parts += np.split(here, np.flatnonzero(np.diff(end_of_group // _ROWS_OF_PART)) + 1)
+        return parts
+
+    def size(self, split: str, index: int) -> int:
+        stream, row = self._stream_at(split, index)
+        start, stop = stream.bounds(row)
+        return stop - start
+
     def path(self, split: str, index: int) -> str:
         ranges = self._ranges[split]
         return f"{self._units[split][int(ranges.units[index])]}: row {int(ranges.offsets[index])}"
@@ -108,18 +126,24 @@ class ParquetSource(Source):
         assert isinstance(data, bytes)
         return data
 
-    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
+    def _stream_at(self, split: str, index: int) -> tuple[_Stream, int]:
+        """The stream that holds an image, and the image's row."""
         ranges = self._ranges[split]
+        path, row = self._units[split][int(ranges.units[index])], int(ranges.offsets[index])
+        if self._stream is None or not self._stream.leads_to(path, row):
+            if self._stream:
+                self._stream.close()
+            self._stream = _Stream(path, row, self._columns)
+        try:
+            self._stream.go_to(row)
+        except RequestError as error:
+            raise RunError(str(error)) from None
+        return self._stream, row
+
+    def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
         for index in indices:
-            path, row = self._units[split][int(ranges.units[index])], int(ranges.offsets[index])
-            if self._stream is None or not self._stream.leads_to(path, row):
-                if self._stream:
-                    self._stream.close()
-                self._stream = _Stream(path, row, self._columns)
-            try:
-                data = self._stream.image(row)
-            except RequestError as error:
-                raise RunError(str(error)) from None
+            stream, row = self._stream_at(split, index)
+            data = stream.image(row)
             if not data:
                 yield Unreadable("has no bytes: it names a file elsewhere")
             elif len(data) > MOST_BYTES:
@@ -134,29 +158,35 @@ class _Stream:
     def __init__(self, path: Path, row: int, columns: Columns) -> None:
         self._path, self._columns = path, columns
         self._file = _opened(path)
-        rows = [self._file.metadata.row_group(group).num_rows for group in range(self._file.metadata.num_row_groups)]
-        ends = np.cumsum(rows)
+        ends = _group_ends(self._file)
         first = int(np.searchsorted(ends, row, side="right"))
-        begin, groups = int(ends[first - 1]) if first else 0, list(range(first, len(rows)))
+        begin, groups = int(ends[first - 1]) if first else 0, list(range(first, len(ends)))
         self._next, self._end = begin, begin
-        self._images: list[bytes | None] = []
-        wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
-        self._batches = _batches(self._file, path, _ROWS, [wanted], groups)
+        self._bounds, self._values = np.zeros(1, np.int64), memoryview(b"")
+        self._batches = _images(self._file, path, columns, groups)
 
     def leads_to(self, path: Path, row: int) -> bool:
         """Whether this row is still ahead, and nearer than a new start would be."""
         return path == self._path and self._next <= row < self._end + 4 * _ROWS
 
-    def image(self, row: int) -> bytes | None:
-        """The bytes in a row that is ahead, None where it has none."""
+    def go_to(self, row: int) -> None:
+        """Reads on to a row that is ahead; raises `RequestError` where the file ends before it, or is damaged."""
         while row >= self._end:
-            batch = next(self._batches, None)
-            if batch is None:
+            images = next(self._batches, None)
+            if images is None:
                 raise RequestError(f"{self._path}: ends before row {row}: download it again")
-            column = _values(batch, self._columns.image, self._path)
-            self._images = [entry and entry["bytes"] for entry in column] if self._columns.has_path else column
-            self._next, self._end = self._end, self._end + len(column)
-        return self._images[row - self._next]
+            self._bounds, self._values = _bounds(images), memoryview(images.buffers()[2] or b"")
+            self._next, self._end = self._end, self._end + len(images)
+
+    def bounds(self, row: int) -> tuple[int, int]:
+        """Where the bytes of the row that was gone to begin and end; nowhere if it has none."""
+        start, stop = self._bounds[row - self._next : row - self._next + 2].tolist()
+        return start, stop
+
+    def image(self, row: int) -> bytes:
+        """These bytes."""
+        start, stop = self.bounds(row)
+        return bytes(self._values[start:stop])
 
     def close(self) -> None:
         self._file.close()
@@ -170,6 +200,12 @@ def _opened(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
+def _group_ends(file: Any) -> NDArray[np.int64]:
+    """The row behind each group of rows, (groups,)."""
+    metadata = file.metadata
+    return np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
+
+
 def _damaged(path: Path, error: Exception) -> RequestError:
     return RequestError(f"{path}: not a whole parquet file ({shortened(reason(error), 120)}): download it again")
 
@@ -179,6 +215,23 @@ def _batches(file: Any, path: Path, rows: int, columns: list[str], groups: list[
         yield from file.iter_batches(rows, columns=columns, row_groups=groups, use_threads=False)
     except Exception as error:
         raise _damaged(path, error) from None
+
+
+def _images(file: Any, path: Path, columns: Columns, groups: list[int] | None = None) -> Iterator[Any]:
+    """The images of a file, some at a time: arrays of binary values, which are not copied."""
+    wanted = f"{columns.image}.bytes" if columns.has_path else columns.image
+    for batch in _batches(file, path, _ROWS, [wanted], groups):
+        column = batch.column(columns.image)
+        yield column.flatten()[0] if columns.has_path else column
+
+
+def _bounds(values: Any) -> NDArray[np.int64]:
+    """Where each value of a binary array begins in its buffer, and where the last ends, (values + 1,)."""
+    if not len(values):
+        return np.zeros(1, np.int64)
+    kind = np.int64 if str(values.type).startswith("large") else np.int32
+    offsets = np.frombuffer(values.buffers()[1], kind)
+    return offsets[values.offset : values.offset + len(values) + 1].astype(np.int64)
 
 
 def _values(batch: Any, column: str, path: Path) -> list[Any]:

@@ -33,16 +33,31 @@ from gaeanet.runtime.names import inside
 SHUFFLE_WINDOW = 16
 """Shards whose samples are mixed in an epoch: some twenty thousand images, in two gigabytes."""
 
+INDEX_FORMAT = 2
+"""Of the index of shards. In format 1 digests are MD5, and shards have one of their own, which is passed over."""
+
+DIGEST_BYTES = 20
+_MD5_BYTES = 16
+
 _RANGE = 8 << 20
 """Bytes of one request when a whole shard is fetched."""
 
 
+def digest_of_image(data: bytes, length: int = DIGEST_BYTES) -> bytes:
+    """What the index says of an image's bytes, to notice damage: SHA-1, for which processors have instructions.
+
+    Args:
+        length: Bytes of the digest; 16 for the MD5 of an older index.
+    """
+    digest = hashlib.md5 if length == _MD5_BYTES else hashlib.sha1
+    return digest(data, usedforsecurity=False).digest()
+
+
 class Shard(NamedTuple):
-    """A tar file of the set: its name, bytes, and MD5 digest in hexadecimal digits."""
+    """A tar file of the set: its name and bytes."""
 
     name: str
     size: int
-    digest: str
 
 
 class ShardSource(Source):
@@ -127,7 +142,7 @@ class ShardSource(Source):
         digest = self._where[split][3][index].tobytes()
 
         def check(data: bytes) -> str | None:
-            right = hashlib.md5(data, usedforsecurity=False).digest() == digest
+            right = digest_of_image(data, len(digest)) == digest
             return None if right else f"the {len(data)} bytes have another digest than the index says"
 
         return check
@@ -143,9 +158,9 @@ class ShardSource(Source):
 
 def _shards(entries: Iterable[Any]) -> list[Shard]:
     """What an index says of the shards of a split; raises TypeError or ValueError where that makes no sense."""
-    shards = [Shard(*entry) for entry in entries]
+    shards = [Shard(*entry[:2]) for entry in entries]
     for shard in shards:
-        if not isinstance(shard.name, str) or not isinstance(shard.digest, str) or type(shard.size) is not int:
+        if not isinstance(shard.name, str) or type(shard.size) is not int:
             raise TypeError("not a shard")
     if not all(0 <= shard.size < 2**62 for shard in shards):
         raise ValueError("shards of no size")
@@ -154,10 +169,11 @@ def _shards(entries: Iterable[Any]) -> list[Shard]:
 
 def _places(arrays: Arrays, split: str, shards: list[Shard], samples: int) -> tuple[NDArray[Any], ...]:
     """Shard, offset, size and digest of each sample; raises ValueError where that is not within a shard."""
-    types: dict[str, tuple[type[np.generic], int]] = {
-        "shard": (np.int32, 0), "offset": (np.int64, 0), "size": (np.int64, 0), "digest": (np.uint8, 16)
+    digest_bytes = _MD5_BYTES if arrays[f"{split}.digest"].shape[1:] == (_MD5_BYTES,) else DIGEST_BYTES
+    types: dict[str, tuple[type[np.generic], list[int]]] = {
+        "shard": (np.int32, []), "offset": (np.int64, []), "size": (np.int64, []), "digest": (np.uint8, [digest_bytes])
     }  # fmt: skip
-    found = tuple(of_type(arrays[f"{split}.{field}"], kind, *[n] * (n > 0)) for field, (kind, n) in types.items())
+    found = tuple(of_type(arrays[f"{split}.{field}"], kind, *shape) for field, (kind, shape) in types.items())
     shard, offset, size, _ = found
     if {len(array) for array in found} != {samples} or not within(shard, len(shards)):
         raise ValueError("samples in no shard")
@@ -249,10 +265,10 @@ class BucketShardSource(ShardSource):
         for number in sorted({int(self._where[split][0][index]) for index in indices}):
             shard = self._shards[split][number]
             if self._copy and self._copy.keeps(split, number):
-                self._fetch_shard(self._copy, shard)
+                self._fetch_shard(self._copy, split, number)
             elif self._window:
                 with contextlib.suppress(RunError):  # reading sample by sample may still work, or reports what is wrong
-                    if self._fetch_shard(self._window, shard):
+                    if self._fetch_shard(self._window, split, number):
                         self._window.tidy()
                     self._window.use(shard.name)
         return self._client.map(partial(self._read_one, split), indices)
@@ -277,25 +293,30 @@ class BucketShardSource(ShardSource):
         except RunError as error:
             raise RunError(f"{error} (sample {self.catalog.split(split).name(index)})") from None
 
-    def _fetch_shard(self, copy: LocalCopy, shard: Shard) -> bool:
+    def _fetch_shard(self, copy: LocalCopy, split: str, number: int) -> bool:
         """Fetches a whole shard, unless it is there; whether this process did."""
+        shard = self._shards[split][number]
         path = inside(copy.root, shard.name)
         if _has_size(path, shard.size):
             return False
         with copy.lock(shard.name):
             if _has_size(path, shard.size):
                 return False  # another process was faster
-            with copy.writing(shard.name) as draft:
-                digest = hashlib.md5(usedforsecurity=False)
-                with open(draft, "wb") as file:
-                    for data in self._client.map(partial(self._read_range, shard), range(0, shard.size, _RANGE)):
-                        digest.update(data)
-                        file.write(data)
-                if digest.hexdigest() != shard.digest:
-                    raise RunError(
-                        f"{self._client.url(shard.name)}: another digest than the index says: upload it again"
-                    )
+            with copy.writing(shard.name) as draft, open(draft, "wb+") as file:
+                for data in self._client.map(partial(self._read_range, shard), range(0, shard.size, _RANGE)):
+                    file.write(data)
+                file.flush()
+                self._check_images(file.fileno(), split, number)
         return True
+
+    def _check_images(self, file: int, split: str, number: int) -> None:
+        """Raises `RunError` unless all images of a shard that was fetched agree with their digests."""
+        shards, offsets, sizes, _ = self._where[split]
+        for index in np.flatnonzero(shards == number).tolist():
+            data = os.pread(file, int(sizes[index]), int(offsets[index]))
+            if wrong := self._check(split, index)(data):
+                url = self._client.url(self._shards[split][number].name)
+                raise RunError(f"{url}: {self.catalog.split(split).name(index)}: {wrong}: upload it again")
 
     def _read_range(self, shard: Shard, start: int) -> bytes:
         return self._client.get_range(shard.name, start, min(_RANGE, shard.size - start), lambda _: None)

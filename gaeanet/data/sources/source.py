@@ -13,6 +13,9 @@ from gaeanet.data.formats import Unreadable
 from gaeanet.data.sources import order
 from gaeanet.data.sources.catalog import Catalog
 
+_PART = 256
+"""Samples of a part of the reading order."""
+
 Contents = bytes | NDArray[np.uint8] | Unreadable
 """An image file's bytes, or pixels (H, W, 3); or why there are none."""
 
@@ -51,8 +54,15 @@ class Source(ABC):
         return len(self.read(split, index))
 
     def known_sizes(self, split: str) -> NDArray[np.int64] | None:
-        """Bytes of each sample's file, int64 (n,); None where each file would have to be looked at."""
+        """Bytes of each sample's file, int64 (samples,); None where each file would have to be looked at."""
         return None
+
+    def sizes(self, split: str) -> NDArray[np.int64]:
+        """Bytes of each sample's file, int64 (samples,); where `sequential`, all of them are read for it."""
+        known, count = self.known_sizes(split), len(self.catalog.split(split))
+        if known is not None:
+            return known
+        return np.fromiter((self.size(split, index) for index in range(count)), np.int64, count)
 
     def fetch(self, split: str, indices: Iterable[int]) -> Iterator[Contents]:
         """Many samples in the order asked for; sources far away have many requests under way at a time."""
@@ -66,10 +76,15 @@ class Source(ABC):
         """The order in which all samples of a split are read fastest: a permutation of 0..n-1, int64 (n,)."""
         return np.arange(len(self.catalog.split(split)))
 
+    def reading_parts(self, split: str) -> list[NDArray[np.int64]]:
+        """`reading_order` in parts that several processes may read at a time."""
+        order = self.reading_order(split)
+        return [order[start : start + _PART] for start in range(0, len(order), _PART)]
+
     @property
     def total_bytes(self) -> int:
         """Bytes of all images, or about as many where that is not known before they are read."""
-        return sum(self.size(split, k) for split in ("train", "val") for k in range(len(self.catalog.split(split))))
+        return sum(int(self.sizes(split).sum()) for split in ("train", "val"))
 
     def epoch_order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """The order in which an epoch visits the training samples: a permutation of 0..n-1, int64 (n,)."""

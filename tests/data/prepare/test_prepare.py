@@ -19,13 +19,17 @@ from PIL import Image
 from services import Proxy, upload
 from tiny import COLOURS, Result, broken_exif, jpeg, make_folder
 
+from gaeanet.data.prepare import pipeline
+from gaeanet.data.prepare import prepare as module
 from gaeanet.data.prepare.prepare import prepare
+from gaeanet.data.sources import folder as folders
 from gaeanet.data.sources.catalog import imagenet_wnids
-from gaeanet.data.sources.folder import FolderSource
+from gaeanet.data.sources.folder import FolderSource, read_or_not
+from gaeanet.data.sources.index import read_index, write_index
 from gaeanet.data.sources.labels import validation_classes
 from gaeanet.data.sources.open import open_location
 from gaeanet.data.sources.shards import ShardSource
-from gaeanet.errors import RequestError
+from gaeanet.errors import RequestError, RunError
 
 Run = Callable[..., Result]
 
@@ -125,17 +129,21 @@ def test_field_report_30_a_ready_tree_needs_no_archive(gaeanet: Run, t3: Path, t
 
 
 SLOW = """
-import sys, time
+import multiprocessing, sys, time
 from pathlib import Path
 import gaeanet.data.prepare.prepare as p
+from gaeanet.data.prepare import shard_writer
+shard_writer._AT_ONCE = 0
 from gaeanet.data.sources.archives import ArchiveSource
-read, table_of, count, limit = ArchiveSource.read, p.table_of, [0], int(sys.argv[3])
+read, table_of, count, limit = ArchiveSource.read, p.table_of, multiprocessing.Value("i", 0), int(sys.argv[3])
 def wait():
     Path(sys.argv[2] + ".here").touch()
     time.sleep(60)
 def slow(self, split, index):
-    count[0] += 1
-    if count[0] > limit:
+    with count.get_lock():
+        count.value += 1
+        last = count.value > limit
+    if last:
         wait()
     return read(self, split, index)
 ArchiveSource.read = slow
@@ -164,6 +172,106 @@ def test_field_report_30_killed_anywhere_and_run_again_it_ends_identical(tmp_pat
         here.unlink()
     prepare(str(tmp_path / "archives"), killed, shards=form == "shards", shard_bytes=8000)
     assert tree_hash(killed) == tree_hash(tmp_path / "straight")
+
+
+class Stopped(BaseException):
+    """As a signal ends it."""
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_a_stop_or_a_lost_disk_leaves_half_written_is_written_again(
+    shards: bool, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(str(t3), tmp_path / "straight", shards=shards)
+    out, table_of = tmp_path / "out", module.table_of
+    monkeypatch.setattr(module, "table_of", lambda catalog: (_ for _ in ()).throw(Stopped))
+    with pytest.raises(Stopped):
+        prepare(str(t3), out, shards=shards)
+    monkeypatch.setattr(module, "table_of", table_of)
+    before = tree_hash(t3)
+    if shards:
+        victim = out / "train-000000.tar"
+        whole = victim.read_bytes()
+        victim.write_bytes(whole[:3000] + bytes(len(whole) - 3000))  # blocks that never reached the disk
+        (out / "val-000000.tar").unlink()
+    else:
+        images = sorted((out / "train").glob("*/*"))
+        images[0].write_bytes(images[0].read_bytes()[:100])
+        images[1].write_bytes(b"")
+        images[2].unlink()
+        images[3].unlink()
+        images[3].symlink_to(next((t3 / "val").glob("*/*")))  # would be written through
+        journal = out / ".partial" / "train.sizes"
+        journal.write_bytes(bytes(8 * 10) + journal.read_bytes()[80:])
+        images[4].write_bytes(b"half")  # without a record
+    prepare(str(t3), out, shards=shards)
+    assert tree_hash(out) == tree_hash(tmp_path / "straight")
+    assert tree_hash(t3) == before
+    assert not any(path.is_symlink() for path in out.rglob("*"))
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_what_is_whole_is_not_written_again(
+    shards: bool, t3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(module, "table_of", lambda catalog: (_ for _ in ()).throw(Stopped))
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 1)  # what is read is counted in this process
+    for images in (27, 0):
+        read = list[int]()
+        monkeypatch.setattr(folders, "read_or_not", lambda path, read=read: read.append(1) or read_or_not(path))
+        with pytest.raises(Stopped):
+            prepare(str(t3), out, shards=shards)
+        assert len(read) == images
+
+
+def test_a_thousand_tiny_images_are_gathered(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "folders" / split / label).mkdir(parents=True)
+            for k in range(400 if split == "train" else 1):
+                (tmp_path / "folders" / split / label / f"{k}.jpg").write_bytes(b"%d" % k * (k % 3))
+    prepare(str(tmp_path / "folders"), tmp_path / "shards", shards=True)
+    ours, theirs = ShardSource(str(tmp_path / "shards")), FolderSource(str(tmp_path / "folders"))
+    assert [ours.read("train", k) for k in range(800)] == [theirs.read("train", k) for k in range(800)]
+
+
+def test_shards_of_the_first_format_are_read(t3: Path, tmp_path: Path) -> None:
+    prepare(str(t3), tmp_path / "shards", shards=True)
+    expected = FolderSource(str(t3))
+    arrays, facts = read_index(tmp_path / "shards" / "index.safetensors")
+    assert facts.pop("format") == 2
+    for split, count in (("train", 18), ("val", 9)):
+        digests = [hashlib.md5(expected.read(split, k)).digest() for k in range(count)]
+        arrays[f"{split}.digest"] = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
+        facts["shards"][split] = [(name, size, "0" * 32) for name, size in facts["shards"][split]]
+    write_index(tmp_path / "shards" / "index.safetensors", arrays, facts)
+    source = ShardSource(str(tmp_path / "shards"))
+    assert [source.read("train", k) for k in range(18)] == [expected.read("train", k) for k in range(18)]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_what_goes_wrong_in_a_process_that_writes_is_the_error(
+    cores: int, t3: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: cores)
+    source, here = FolderSource(str(t3)), os.getpid()
+    assert list(pipeline.worked_on(source, range(40), lambda part: part * part)) == [k * k for k in range(40)]
+
+    def full(part: int) -> None:
+        raise OSError(28, "No space left on device", "file")
+
+    with pytest.raises(OSError, match="No space left on device: 'file'"):
+        list(pipeline.worked_on(source, range(40), full))
+
+    def killed(part: int) -> int:
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return part
+
+    if cores > 1:
+        with pytest.raises(RunError, match="was killed .* run again, it continues"):
+            list(pipeline.worked_on(source, range(40), killed))
 
 
 def test_field_report_30_an_archive_cut_short_is_named(gaeanet: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -123,20 +124,21 @@ def test_law_4_prepare_writes_the_same_files_from_every_format(
 def test_prepare_from_parquet_resumes_and_ends_with_the_same_files(
     shards: bool, place: Callable[[str], Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gaeanet.data.prepare import spool
+    from gaeanet.data.prepare import shard_writer
     from gaeanet.data.sources.parquet import ParquetSource
 
     prepare(str(photos), tmp_path / "expected", shards=shards)
-    monkeypatch.setattr(spool, "_IMAGES", 4)
+    monkeypatch.setattr(shard_writer, "_AT_ONCE", 0)
     fetch = ParquetSource.fetch
     for limit in (0, 3, 8, 5):
-        left = [limit]
+        left = multiprocessing.Value("i", limit)  # images are read by several processes
 
         def stopped(self, split, indices, left=left):  # type: ignore[no-untyped-def]
             for data in fetch(self, split, indices):
-                if not left[0]:
-                    raise KeyboardInterrupt
-                left[0] -= 1
+                with left.get_lock():
+                    if not left.value:
+                        raise KeyboardInterrupt
+                    left.value -= 1
                 yield data
 
         monkeypatch.setattr(ParquetSource, "fetch", stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 from services import Proxy, upload
 from tiny import Result, make_folder, read_log
 
@@ -370,6 +372,22 @@ def test_a_catalog_of_imagenets_size_is_small_and_shared_by_processes(tmp_path: 
     result = subprocess.run([sys.executable, "-c", TOUCHES, path], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 5_000  # all of it was read, and yet is the page cache's, once a machine
+
+
+def test_an_index_is_the_file_that_safetensors_writes(tmp_path: Path) -> None:
+    arrays = {
+        "b": np.arange(6, dtype=np.int64).reshape(2, 3)[:, ::2],
+        "a": np.arange(3, dtype=np.uint8),
+        "c": np.empty((0, 20), np.uint8),
+        "d": np.arange(5, dtype=np.int32),
+        "e\u00e9": np.arange(1, dtype=np.int64),
+    }
+    write_index(tmp_path / "index", arrays, {"classes": ['caf\u00e9 "x"\n']})
+    facts = json.dumps({"format": 1, "classes": ['caf\u00e9 "x"\n']})
+    expected = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"gaeanet": facts})
+    assert (tmp_path / "index").read_bytes() == expected
+    read, _ = read_index(tmp_path / "index")
+    assert {name: array.tolist() for name, array in read.items()} == {n: a.tolist() for n, a in arrays.items()}
 
 
 def test_workers_are_told_where_the_index_is_not_what_is_in_it(gcs: Proxy, photos: Path, tmp_path: Path) -> None:
