@@ -46,6 +46,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+FirstJobId={job}
 JobRequeue=1
 ReturnToService=2
 SlurmdTimeout=10
@@ -88,6 +89,7 @@ class Slurm:
             user=getpass.getuser(),
             ports=_free_ports(3),
             nodes=NODES,
+            job=os.getpid(),  # another Slurm on this machine has others, and a run's port is made from the number
         )
         (self.dir / "slurm.conf").write_text(text)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
@@ -106,9 +108,7 @@ class Slurm:
                 self.start_node(node)
             self.wait_for_nodes()
         except BaseException:
-            import subprocess as sp
-
-            sp.run(f"tail -n 20 {self.dir}/*.out {self.dir}/*.log", shell=True)
+            print(self.daemons_said())  # pytest shows it with the failure
             self.__exit__(None, None, None)
             raise
         return self
@@ -167,6 +167,11 @@ class Slurm:
         """Starts a machine again."""
         self.start_node(node)
         self("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
+    def daemons_said(self) -> str:
+        """The last lines of each daemon's output and log."""
+        paths = sorted([*self.dir.glob("*.out"), *self.dir.glob("*.log")])
+        return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-20:])
 
     def processes(self, variable: str = "SLURMD_NODENAME=") -> list[int]:
         """Processes of this Slurm's jobs, their shepherds included, with this in their environment."""
