@@ -13,15 +13,20 @@ from gaeanet.data.sources.order import steps_per_epoch
 from gaeanet.data.sources.source import Source
 from gaeanet.errors import counted
 from gaeanet.runtime.host import usable_cores
-from gaeanet.runtime.load import BUSY, busy_elsewhere
 from gaeanet.runtime.progress import duration
 from gaeanet.runtime.tables import table_lines
 
 _GIB = 2.0**30
+_SHARED = 0.125
+"""Fraction of the cores that others use from which on the machine counts as shared."""
 
 
-def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict[str, Any]:
-    """The results of a bench as plain values: times in seconds, memory in bytes."""
+def facts_of(experiment: Experiment, source: Source, findings: Findings, elsewhere: float | None) -> dict[str, Any]:
+    """The results of a bench as plain values: times in seconds, memory in bytes.
+
+    Args:
+        elsewhere: Cores that other processes kept busy as it began, where that is known.
+    """
     hp, catalog, seconds = experiment.hyperparameters, source.catalog, findings.seconds
     steps = hp.epochs * steps_per_epoch(len(catalog.train), hp.global_batch_size)
     images = steps * hp.global_batch_size
@@ -52,7 +57,7 @@ def facts_of(experiment: Experiment, source: Source, findings: Findings) -> dict
         **findings.facts,
         "location": source.location,
         "generated": source.generated,
-        "cores_busy_elsewhere": busy_elsewhere(),
+        "cores_busy_elsewhere": elsewhere,
         "training_images": len(catalog.train),
         "global_batch_size": hp.global_batch_size,
         "micro_batch": findings.micro_batch,
@@ -175,7 +180,7 @@ def to_text(facts: dict[str, Any]) -> str:
     if facts["ways"]:
         others = ", ".join(f"{way} {_rate(rate)} images/s" for way, rate in facts["ways"].items())
         lines.insert(-1, f"a step with another hyperparameters.compile: {others}")
-    if (shared := facts["cores_busy_elsewhere"]) is not None and shared > BUSY / 2 * usable_cores():
+    if (shared := facts["cores_busy_elsewhere"]) is not None and shared > _SHARED * usable_cores():
         lines.append(
             f"this machine is shared: as this began, other processes kept {shared:.1f} of "
             f"{counted(usable_cores(), 'core')} busy; alone it is faster"

@@ -7,11 +7,13 @@ import signal
 import time
 from typing import Any
 
+from gaeanet.cli.diagnose import diagnosed
 from gaeanet.cli.parser import add_changes, add_command, as_path
 from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError
 from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.imports import importing
+from gaeanet.runtime.load import Sample, busy_elsewhere
 from gaeanet.runtime.ranks import ranks
 
 
@@ -29,6 +31,7 @@ def bench(arguments: argparse.Namespace) -> None:
         raise RequestError(f"--seconds {arguments.seconds:g}: must be 86,400 (a day) or less")
     experiment = load_experiment(arguments.config, arguments.set, arguments.data)
     check_job(experiment, "bench", arguments.config)
+    before = Sample.now()
     began = time.perf_counter()
     source = open_source(experiment)
     listing = time.perf_counter() - began
@@ -39,21 +42,20 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.artifacts.directory import run_dir_of
         from gaeanet.bench.measure import Bench
         from gaeanet.bench.report import facts_of, to_json, to_text
-        from gaeanet.cli.diagnose import explained
+        from gaeanet.runtime.waiting import waiting_by_load
+    elsewhere = busy_elsewhere(before)
 
     run_dir = run_dir_of(experiment.name).absolute()
     existing = next(parent for parent in run_dir.parents if is_directory(parent))  # the run's own file system
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it removes its files
     try:
-        with Console(stderr=True).status("", refresh_per_second=2) as status:
+        with diagnosed(), waiting_by_load(), Console(stderr=True).status("", refresh_per_second=2) as status:
             measuring = Bench(experiment, source, arguments.seconds, lambda what: status.update(f"measuring {what}"))
             findings = measuring.run(existing)
-    except (RuntimeError, OSError) as error:
-        raise explained(error) or error from error
     finally:
         signal.signal(signal.SIGTERM, previous)
     findings.seconds["listing"] = listing
-    facts = facts_of(experiment, source, findings)
+    facts = facts_of(experiment, source, findings, elsewhere)
     print(to_json(facts) if arguments.json else to_text(facts))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gaeanet.errors import RunError, reason
 
@@ -26,7 +28,8 @@ _HINTS = (
         "--resume",
     ),
     (
-        r"connection (closed|reset) by peer|connection refused|\bgloo\b|\bnccl\b|socket timeout|timed out waiting",
+        r"connection (closed|reset) by peer|connection was likely closed|connection refused|\bgloo\b|\bnccl\b|"
+        r"socket timeout|timed out waiting|wait timeout",
         "lost the other processes of this run: the message of the one that failed first says why",
     ),
 )
@@ -43,3 +46,12 @@ def explained(error: Exception) -> RunError | None:
             if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):
                 return RunError(hint)
     return None
+
+
+@contextmanager
+def diagnosed() -> Iterator[None]:
+    """Around work that the environment can fail: what is recognised is raised as a `RunError`."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise explained(error) or error from error

@@ -14,7 +14,6 @@ from gaeanet.cli.parser import Parser
 from gaeanet.cli.platform import check_platform
 from gaeanet.cli.run import is_trial
 from gaeanet.errors import GaeanetError, RequestError, RunError, reason
-from gaeanet.runtime import load
 from gaeanet.runtime.host import shorten_temporary_directory
 from gaeanet.runtime.imports import uncollected
 from gaeanet.runtime.names import shown
@@ -33,7 +32,6 @@ def _parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; every refusal and failure is one line on standard error."""
-    load.begin()
     open_standard_streams()
     try:
         check_platform()

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gaeanet.cli.diagnose import diagnosed
 from gaeanet.cli.parser import add_changes, add_command, as_name, as_path
 from gaeanet.errors import RequestError
 from gaeanet.runtime.imports import importing
@@ -89,13 +90,8 @@ def start(
             else:
                 from gaeanet.training.train import train as run
 
-        with _context(run_dir, elsewhere, mirror) as context:
-            try:
-                run(experiment, source, context)
-            except (RuntimeError, OSError) as error:
-                from gaeanet.cli.diagnose import explained
-
-                raise explained(error) or error from error
+        with diagnosed(), _context(run_dir, elsewhere, mirror) as context:
+            run(experiment, source, context)
     return run_dir
 
 

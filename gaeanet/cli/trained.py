@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gaeanet.cli.diagnose import diagnosed
 from gaeanet.cli.parser import add_command, as_path, at_most
 from gaeanet.errors import RequestError, did_you_mean
 from gaeanet.runtime.files import exists
@@ -32,16 +33,14 @@ FORMS = ("timm", "onnx", "torch-export")
 def joined() -> Iterator[Processes]:
     """Joins the processes of this command; reports failures of the environment in one line."""
     with importing(torch=True):
-        from gaeanet.cli.diagnose import explained
         from gaeanet.runtime.processes import Processes
 
-    processes = Processes()
-    try:
-        yield processes
-    except (RuntimeError, OSError) as error:
-        raise explained(error) or error from error
-    finally:
-        processes.leave()
+    with diagnosed():
+        processes = Processes()
+        try:
+            yield processes
+        finally:
+            processes.leave()
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

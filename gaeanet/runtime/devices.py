@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from gaeanet.errors import RequestError, counted
@@ -55,5 +53,4 @@ def describe(device: torch.device) -> str:
         return str(torch.cuda.get_device_name(device))
     if device.type != "cpu":
         return device.type.upper()
-    passive = " that wait passively" if os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE" else ""
-    return f"CPU, {counted(torch.get_num_threads(), 'thread')}{passive}"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from gaeanet.errors import RequestError
-from gaeanet.runtime import load
 
 
 @contextmanager
@@ -32,11 +31,10 @@ def importing(*, torch: bool = False) -> Iterator[None]:
     Args:
         torch: Imports PyTorch first and excludes its 300,000 objects, which live to the end, from later collections
             (`gc.freeze`). Only PyTorch's: Triton's, which come with torchvision and timm, must be freed at exit, or
-            its binding reports each as leaked on standard error. Before, looks whether the machine is busy (`load`).
+            its binding reports each as leaked on standard error.
     """
     with uncollected():
         if torch and "torch" not in sys.modules:
-            load.adapt()
             importlib.import_module("torch")
             if "triton" not in sys.modules:
                 gc.freeze()

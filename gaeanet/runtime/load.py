@@ -1,29 +1,22 @@
-"""How busy other processes keep the cores that this one may use, and how threads wait there. Needs no torch.
-
-Threads that have done their part of an operation wait for the others. On a quiet machine it is fastest to look again
-and again; on a busy one that takes the cores from those that are waited for, and a step takes many times as long.
-"""
+"""How busy other processes keep the cores that this one may use. Needs no torch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gaeanet.runtime.host import usable_cores
-
 STAT = Path("/proc/stat")
-BUSY = 0.25
-"""Fraction of the cores that others use from which on the machine counts as busy."""
+_TICKS = os.sysconf("SC_CLK_TCK")
 _SHORTEST = 0.2
 """Seconds to look at least; the kernel counts hundredths."""
-_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds since some moment: by the clock, of all processes on the usable cores, and of this process."""
+    """Seconds since some moment: by the clock, of all processes on the usable cores, of this one and its children."""
 
     clock: float
     busy: float
@@ -40,7 +33,7 @@ class Sample:
         # user, nice, system, (idle, iowait,) irq, softirq, steal
         fields = [line.split()[1:9] for line in lines if line.partition(" ")[0] in mine]
         ticks = sum(sum(map(int, field[:3])) + sum(map(int, field[5:])) for field in fields)
-        return cls(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time())
+        return cls(time.monotonic(), ticks / _TICKS, time.process_time() + _children())
 
     def others(self, end: Sample) -> float:
         """Cores that other processes kept busy from here to `end`."""
@@ -48,32 +41,22 @@ class Sample:
         return max(0.0, busy / max(1e-9, end.clock - self.clock))
 
 
-_start: Sample | None = None
-_others: float | None = None
+def _children() -> float:
+    """Seconds of CPU that this process's children have taken: the data workers."""
+    ended = os.times()
+    seconds = ended.children_user + ended.children_system
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread or a child that has ended meanwhile
+            for child in tasks.read_text().split():
+                fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+                seconds += (int(fields[11]) + int(fields[12])) / _TICKS
+    return seconds
 
 
-def begin() -> None:
-    """Begins to look at the machine's load."""
-    global _start
-    _start = Sample.now()
-
-
-def busy_elsewhere() -> float | None:
-    """Cores that other processes kept busy while this one started; None where that is not known."""
-    return _others
-
-
-def adapt() -> None:
-    """Lets threads wait without taking a core where other processes are at work, unless the environment sets how.
-
-    Before PyTorch is imported, since its OpenMP reads the setting once. Results do not depend on it.
-    """
-    global _others
-    if _start is None:
-        return
-    time.sleep(max(0.0, _start.clock + _SHORTEST - time.monotonic()))
-    if (end := Sample.now()) is not None:
-        _others = _start.others(end)
-        alone = os.environ.get("OMP_NUM_THREADS") == "1" or usable_cores() == 1
-        if _others > BUSY * usable_cores() and not alone and not any(name in os.environ for name in _SETTINGS):
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+def busy_elsewhere(since: Sample | None) -> float | None:
+    """Cores that other processes have kept busy since then; None where that is not known."""
+    if since is None:
+        return None
+    time.sleep(max(0.0, since.clock + _SHORTEST - time.monotonic()))
+    now = Sample.now()
+    return None if now is None else since.others(now)

@@ -31,6 +31,7 @@ from gaeanet.runs.trackers import Trackers
 from gaeanet.runtime import devices
 from gaeanet.runtime.processes import Processes, StoppedWaiting, StopRequest
 from gaeanet.runtime.readback import Readback
+from gaeanet.runtime.waiting import waiting_by_load
 from gaeanet.training.display import Display
 from gaeanet.training.job import Job
 from gaeanet.training.preflight import check_open_files, check_shared_memory
@@ -82,8 +83,9 @@ def run(
         trackers.begin(context.run_dir, state.batches)
         loop = _Loop(job, context, display, stop, trackers)
         try:
-            while not loop.train_to_end():
-                display.log(loop.rewind())
+            with waiting_by_load():
+                while not loop.train_to_end():
+                    display.log(loop.rewind())
         finally:
             job.end()
             trackers.close()

@@ -21,6 +21,11 @@ from gaeanet.cli.diagnose import explained
         ),
         (RuntimeError("DataLoader worker (pid(s) 3) exited unexpectedly"), "num_workers_train"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "failed first"),
+        (
+            RuntimeError("Failed to recv, got 0 bytes. Connection was likely closed. Did the server crash?"),
+            "failed first",
+        ),
+        (RuntimeError("wait timeout after 300000ms, keys: /gaeanet/token/1"), "failed first"),
         (OSError(errno.ENOSPC, "No space left on device", "/run/metrics.jsonl"), "/run/metrics.jsonl: no space left"),
     ],
 )

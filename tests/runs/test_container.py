@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from tiny import read_log
 
+from gaeanet import __version__
+
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "launch" / "Dockerfile").read_text()
 SOMEBODY = 54321
@@ -29,21 +31,47 @@ def test_the_image_has_what_the_package_needs_and_a_user_of_its_own() -> None:
     assert users[-1] == "1000", "by number, so that runAsNonRoot can be checked"
 
 
+@pytest.fixture(scope="module")
+def engine() -> str:
+    """A program that builds and runs images here."""
+    for name in ("docker", "podman"):
+        if shutil.which(name) and subprocess.run([name, "info"], capture_output=True).returncode == 0:
+            return name
+    pytest.skip("neither a Docker engine nor Podman here")
+
+
+@pytest.fixture(scope="module")
+def base(engine: str) -> str:
+    """The image that ours starts from."""
+    (usual,) = re.findall("^ARG BASE=(.+)$", DOCKERFILE, re.MULTILINE)
+    name = os.environ.get("GAEANET_BASE_IMAGE", usual)
+    here = subprocess.run([engine, "image", "inspect", name], capture_output=True).returncode == 0
+    if not here and subprocess.run(["timeout", "100", engine, "pull", name], capture_output=True).returncode:
+        pytest.skip(f"{name} cannot be pulled: name an image with Python and pip in GAEANET_BASE_IMAGE")
+    return name
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_image_builds_and_trains() -> None:
-    engine = shutil.which("docker")
-    if engine is None or subprocess.run([engine, "info"], capture_output=True).returncode:
-        pytest.skip("no Docker engine here")
+def test_the_image_builds_and_trains(engine: str, base: str) -> None:
+    """As Kubernetes runs it: a user without a name, a root that cannot be written; and no network."""
     tag = f"gaeanet-test-{os.getpid()}"
-    build = subprocess.run([engine, "build", "-q", "-f", ROOT / "launch/Dockerfile", "-t", tag, ROOT], text=True)
-    assert build.returncode == 0
+    build = ["build", "--network=host", f"--build-arg=BASE={base}", "--file", ROOT / "launch/Dockerfile", "--tag", tag]
+    built = subprocess.run([engine, *build, ROOT], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert built.returncode == 0, built.stdout[-3000:]
     try:
-        limits = ["--rm", "--read-only", "--tmpfs=/tmp:exec", "--tmpfs=/runs:mode=1777", f"--user={SOMEBODY}"]
+        limits = ["--read-only", "--tmpfs=/tmp:exec", "--tmpfs=/runs:mode=1777", "--shm-size=1g", "--network=none"]
+
+        def run(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+            command = [engine, "run", "--rm", *limits, *options, tag, *arguments]
+            return subprocess.run(command, capture_output=True, text=True)
+
+        assert run("--version").stdout == f"gaeanet {__version__}\n"
+        assert run("-u", options=("--entrypoint=id",)).stdout == "1000\n"
         settings = ["--set=hyperparameters.epochs=1", "--set=data.generated_per_class=20"]
-        command = [engine, "run", *limits, "--shm-size=1g", tag, "train", "const", *settings]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run("train", "const", *settings, options=(f"--user={SOMEBODY}",))
         assert done.returncode == 0, done.stderr
+        assert "own kernels" in done.stdout
         assert "everything is in runs/" in done.stdout
     finally:
         subprocess.run([engine, "image", "rm", "--force", tag], capture_output=True)

@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -46,6 +47,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+FirstJobId={job}
 JobRequeue=1
 ReturnToService=2
 SlurmdTimeout=10
@@ -88,6 +90,7 @@ class Slurm:
             user=getpass.getuser(),
             ports=_free_ports(3),
             nodes=NODES,
+            job=os.getpid(),  # another Slurm on this machine has others, and a run's port is made from the number
         )
         (self.dir / "slurm.conf").write_text(text)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
@@ -106,9 +109,7 @@ class Slurm:
                 self.start_node(node)
             self.wait_for_nodes()
         except BaseException:
-            import subprocess as sp
-
-            sp.run(f"tail -n 20 {self.dir}/*.out {self.dir}/*.log", shell=True)
+            print(self.daemons_said())  # pytest shows it with the failure
             self.__exit__(None, None, None)
             raise
         return self
@@ -168,6 +169,11 @@ class Slurm:
         self.start_node(node)
         self("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
+    def daemons_said(self) -> str:
+        """The last lines of each daemon's output and log."""
+        paths = sorted([*self.dir.glob("*.out"), *self.dir.glob("*.log")])
+        return "\n".join(f"{path.name}: {line}" for path in paths for line in path.read_text().splitlines()[-20:])
+
     def processes(self, variable: str = "SLURMD_NODENAME=") -> list[int]:
         """Processes of this Slurm's jobs, their shepherds included, with this in their environment."""
         marks = (f"SLURM_CONF={self.dir}/slurm.conf".encode(), variable.encode())
@@ -185,9 +191,14 @@ class Slurm:
         return dict(word.partition("=")[::2] for word in self("scontrol", "show", "job", job, "-o").split())[name]
 
     def restarts(self, job: str) -> int:
-        """How often a job has been requeued; one that has been starts without the two minutes that Slurm waits."""
+        """How often a job has been requeued; one that has been starts after 3 seconds in place of two minutes.
+
+        Not at once: a node launches nothing of a job in the second in which it has killed it, and the job fails.
+        """
         if self.field(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-            self("scontrol", "update", f"JobId={job}", "StartTime=now")
+            begin = datetime.fromisoformat(self.field(job, "StartTime"))
+            if begin > datetime.now() + timedelta(seconds=10):  # both are local times
+                self("scontrol", "update", f"JobId={job}", "StartTime=now+3")
         return int(self.field(job, "Restarts"))
 
     def wait_for(self, job: str, state: str, timeout: float = 120) -> None:

@@ -308,6 +308,24 @@ def test_an_error_on_one_process_ends_all_with_its_message(
     assert not members(marked)
 
 
+def test_a_process_that_ends_while_the_others_meet_is_one_line(
+    experiment_file: Write, t3: Path, tmp_path: Path
+) -> None:
+    """The first process has the store by which they meet, and it ends with it."""
+    store: Any = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    arguments = ["train", str(experiment_file()), "--data", str(t3), "--run-dir", str(tmp_path / "run")]
+    other = lives.start(arguments, tmp_path / "out", {**place, **meeting})
+    wait_for(lambda: store.check(["gaeanet/token/1"]), other)
+    store = None
+    other.join(60)
+    said = (tmp_path / "out").read_text()
+    assert other.exitcode == 1, said
+    assert "gaeanet, process 1: lost the other processes of this run" in said
+    assert "Traceback" not in said
+
+
 def test_field_report_47_few_file_handles_end_in_a_hint(start: Start, experiment_file: Write, t3: Path) -> None:
     config = experiment_file(data={"num_workers_train": 2}, epochs=50)
     command = f"{sys.executable} {MODEL_DEF} {config} --data {t3} --run-dir run"
