@@ -13,7 +13,7 @@ from gaeanet.cli.run import check_job, is_trial
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.imports import importing
-from gaeanet.runtime.place import place
+from gaeanet.runtime.ranks import ranks
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
@@ -90,7 +90,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def _check_place(command: str) -> None:
-    if is_trial() or place().meeting is not None:
+    if is_trial() or ranks().init_method is not None:
         raise RequestError(f"{command}: starts trainings itself; start it directly, not with torchrun or on a cluster")
 
 
