@@ -21,8 +21,3 @@ def train(config: Path, data: str, run: Path, settings: Iterable[str]) -> None:
 def validations(run: Path) -> list[dict[str, Any]]:
     """The validation lines of a run's log, in order."""
     return [line for line in read_run(run) if line["kind"] == "validation"]
-
-
-def best_of(run: Path) -> float:
-    """The best top-1 of a run, in percent, of raw or averaged weights."""
-    return max(line[key] for line in validations(run) for key in ("top1_accuracy", "ema_top1_accuracy") if key in line)

@@ -213,7 +213,7 @@ def _place(draft: Path, trained: Trained, name: str) -> Path:
 def _onnx(network: nn.Module, trained: Trained, draft: Path, facts: dict[str, Any]) -> Any:
     if torch.__version__ < ONNX_FROM:
         raise RequestError(
-            f"--format onnx needs PyTorch {ONNX_FROM} or later, this is {torch.__version__}: export with another, or take "
+            f"--format onnx needs PyTorch {ONNX_FROM} or later, this is {torch.__version__}: use another, or "
             "--format torch-export"
         )
     onnx, runtime = _optional("onnx"), _optional("onnxruntime")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from gaeanet import __version__
-from gaeanet.cli import bench, data, networks, run, trained
+from gaeanet.cli import bench, cells, data, networks, run, trained
 from gaeanet.cli.parser import Parser
 from gaeanet.cli.platform import check_platform
 from gaeanet.cli.run import is_trial
@@ -25,7 +25,7 @@ def _parser() -> Parser:
     parser = Parser(prog="gaeanet", description="Train the ImageNet network found by GAEA and its relatives.")
     parser.add_argument("--version", action="version", version=f"gaeanet {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (run, bench, data, networks, trained):
+    for group in (run, cells, bench, data, networks, trained):
         group.add_commands(commands)
     return parser
 

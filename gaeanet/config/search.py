@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from gaeanet.config.base import MOST_EPOCHS, Block, Positive
 
+PATH = 2000.0
+"""Rate times steps of the architecture in the search on CIFAR-10 (Li et al. 2020): 0.1 over 50 epochs of 390 steps."""
+
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -18,8 +21,9 @@ class Search(Block):
     """What moves the architecture: exponentiated gradient on simplices, or Adam behind a softmax."""
     level: Literal["bilevel", "single"] = "bilevel"
     """Whether weights and architecture learn from different images (first order) or from the same."""
-    architecture_learning_rate: Positive | None = None
-    """Null: 0.1 for gaea, 6e-4 for the others."""
+    architecture_learning_rate: Positive | Literal["scaled"] | None = None
+    """Null: 0.1 for gaea, 6e-4 for the others. scaled: what makes gaea's path, rate times steps, as long as the
+    paper's on CIFAR-10, 2,000."""
     channel_divisor: int | None = Field(None, ge=1, le=4096)
     """One k-th of the channels goes through the candidates, the rest passes by; null: 4, and 1 for darts."""
     weights_share: Fraction | None = None
@@ -32,6 +36,12 @@ class Search(Block):
     """Millions that the found cell's ImageNet network (48 channels, 14 cells, 224 px) may take; null for no limit."""
     settled_epochs: int | None = Field(None, ge=1, le=MOST_EPOCHS)
     """Ends the search once the genotype has not changed for so many epochs; null: never."""
+
+    @model_validator(mode="after")
+    def _scales(self) -> Search:
+        if self.architecture_learning_rate == "scaled" and self.method != "gaea":
+            raise ValueError(f"architecture_learning_rate scaled goes with method gaea, not with {self.method}")
+        return self
 
     @model_validator(mode="after")
     def _fractions_fit(self) -> Search:
@@ -57,9 +67,10 @@ class Search(Block):
         """The k of partial channel connections; 1 sends everything through the candidates."""
         return self.channel_divisor or (1 if self.method == "darts" else 4)
 
-    @property
-    def rate(self) -> float:
-        """The architecture's learning rate."""
+    def rate(self, steps: int) -> float:
+        """The architecture's learning rate in a search in which it takes so many steps."""
+        if self.architecture_learning_rate == "scaled":
+            return PATH / steps
         return self.architecture_learning_rate or (0.1 if self.method == "gaea" else 6e-4)
 
     def warmup(self, epochs: int) -> int:

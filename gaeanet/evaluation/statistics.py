@@ -90,3 +90,18 @@ def _two_sided(fewer: int, trials: int) -> float:
     log_total = math.lgamma(trials + 1) - trials * math.log(2)
     tail = math.fsum(math.exp(log_total - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1))
     return min(1.0, 2 * tail)
+
+
+def student_tail(value: float, degrees: int) -> float:
+    """Probability that a variable of Student's distribution is `value` or more, for 1 or more degrees of freedom.
+
+    The finite series for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    angle = math.atan(value / math.sqrt(degrees))
+    odd, sine, square = degrees % 2, math.sin(angle), math.cos(angle) ** 2
+    term, total = (math.cos(angle) if odd else 1.0), 0.0
+    for k in range(1 + odd, degrees, 2):  # k = degrees has no term
+        total += term
+        term *= square * k / (k + 1)
+    inside = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return (1 - inside) / 2

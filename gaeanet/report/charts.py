@@ -48,9 +48,9 @@ def line_chart(identity: str, title: str, unit: str, traces: Sequence[Trace], fr
         return f'{head}<p class="empty" id="{identity}">No values in the log yet.</p></figure>'
     right = max(x for x, _ in points)
     x_end = right or 1.0
-    x_ticks = [tick for tick in _ticks(0.0, x_end, 6) if tick <= x_end * 1.001]
+    x_ticks = [tick for tick in ticks(0.0, x_end, 6) if tick <= x_end * 1.001]
     low, high = min([y for _, y in points] + [0.0] * from_zero), max(y for _, y in points)
-    y_ticks = _ticks(low, high, 6)
+    y_ticks = ticks(low, high, 6)
     low, high = min(low, y_ticks[0]), max(high, y_ticks[-1])
 
     def to_pixels(point: Point) -> Point:
@@ -108,24 +108,28 @@ def _axes(x_ticks: list[float], y_ticks: list[float], to_pixels: object, low: fl
     for value in y_ticks:
         _, y = to_pixels((0.0, value))
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{y:.1f}" x2="{WIDTH - _RIGHT}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 7}" y="{y + 4.5:.1f}" text-anchor="end">{number_text(value)}</text>'
+        )
     for value in x_ticks:
         x, _ = to_pixels((value, low))
         parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">{_number(value)}</text>'
+            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - _BOTTOM + 18}" text-anchor="middle">'
+            f"{number_text(value)}</text>"
         )
     middle = (_LEFT + WIDTH - _RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle:.1f}" y="{HEIGHT - 5}" text-anchor="middle">epoch</text>')
     return parts
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A number as an axis has it."""
     if value and abs(value) >= 10_000:
         return f"{value / 1000:g}k"
     return f"{value:.6g}"
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers over the range, at most about `most`, enclosing it."""
     if high <= low:
         low = high - (abs(high) or 1.0)

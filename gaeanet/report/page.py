@@ -68,7 +68,7 @@ def page(runs: Sequence[RunFacts]) -> str:
     """The text of report.html for one run, or for several to compare."""
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs: " + ", ".join(run.name for run in runs)
     return (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             title=title,
@@ -83,18 +83,19 @@ def page(runs: Sequence[RunFacts]) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of all pages."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["shown"] = shown
-    return environment
+    templates.filters["shown"] = shown
+    return templates
 
 
 def _run(run: RunFacts) -> dict[str, Any]:

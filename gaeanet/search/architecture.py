@@ -47,13 +47,18 @@ def entropy(rows: Tensor) -> Tensor:
 class Architecture:
     """The architecture parameters of both cells, and their optimizer.
 
+    Args:
+        steps: How many there will be; a scaled learning rate depends on it.
+
     Attributes:
         parameters: Weights (`gaea`) or logits; each cell's operations (edges, candidates), then, unless
             the method is `darts`, each cell's edges (edges,). They start uniform.
     """
 
-    def __init__(self, search: Search, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        self._method, self._rate = search.method, search.rate
+    def __init__(
+        self, search: Search, device: torch.device, dtype: torch.dtype = torch.float32, *, steps: int = 1
+    ) -> None:
+        self._method, self._rate = search.method, search.rate(steps)
         self._device, self._dtype = device, dtype
         operations = torch.zeros(len(EDGES), len(CANDIDATES), device=device, dtype=dtype)
         edges = torch.zeros(len(EDGES), device=device, dtype=dtype)

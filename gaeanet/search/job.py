@@ -14,6 +14,7 @@ from gaeanet.artifacts.directory import GENOTYPE
 from gaeanet.artifacts.lineage import lineage_of
 from gaeanet.cells.space import CANDIDATES, EDGES
 from gaeanet.config.experiment import Experiment, Hyperparameters
+from gaeanet.config.search import PATH, Search
 from gaeanet.data.images.transforms import normalize
 from gaeanet.data.loading.loader import Batch
 from gaeanet.data.loading.read_errors import ReadErrors
@@ -40,6 +41,9 @@ from gaeanet.training.learner import Learner, assemble
 from gaeanet.training.loop import run
 from gaeanet.training.preflight import training_workers
 from gaeanet.training.state import RunState
+
+SHORT = 0.125
+"""Fraction of the paper's path below which a search says that it is short."""
 
 CALIBRATION_BATCHES = 8
 """Training batches from which a discretized supernet's batch-norm statistics are taken."""
@@ -84,7 +88,8 @@ class Searching(Job):
         super().__init__(experiment, weights, processes)
         self.warmup = self.search.warmup(hp.epochs)
         self.budget = budget(self.search.multiply_adds_limit)
-        self.architecture = Architecture(hp.search, processes.device)
+        self.architecture_steps = (hp.epochs - self.warmup) * self.steps
+        self.architecture = Architecture(hp.search, processes.device, steps=self.architecture_steps)
         self.findings = Findings(self.architecture)
         self.state = RunState(
             experiment, source, build_search_learner(hp, processes), extra=self.findings, weights="supernet"
@@ -96,7 +101,8 @@ class Searching(Job):
     def plan(self, context: LocalContext) -> list[str]:
         hp, search = self.hyperparameters, self.search
         parameters = sum(parameter.numel() for parameter in self.state.learner.network.parameters())
-        rate = f"architecture lr {search.rate:g}" + f", after {counted(self.warmup, 'epoch')}" * bool(self.warmup)
+        rate = f"architecture lr {search.rate(self.architecture_steps):.4g}"
+        rate += f", after {counted(self.warmup, 'epoch')}" * bool(self.warmup)
         if self.others is None:
             search_data = f"{len(self.source.catalog.train):,} of the training images, for weights and architecture"
         else:
@@ -114,6 +120,7 @@ class Searching(Job):
             *images(self.full_source),
             f"search data: {search_data}",
             *schedule(self.experiment, context, self.state, self.steps),
+            *_short_path(search, self.architecture_steps),
         ]
 
     def batches(self, errors: ReadErrors) -> Iterator[Batch]:
@@ -227,6 +234,21 @@ class Searching(Job):
             context.describe_next(),
             context.describe_outputs(),
         ]
+
+
+def _short_path(search: Search, steps: int) -> list[str]:
+    """A warning where the architecture will hardly leave its start, as far as that can be known beforehand.
+
+    Logarithms of mirror descent's weights move by rate times gradient: at the same gradients, by a path's length.
+    """
+    rate = search.rate(steps)
+    if search.method != "gaea" or rate * steps >= SHORT * PATH:
+        return []
+    return [
+        f"warning: the architecture takes {counted(steps, 'step')} at a learning rate of {rate:.4g}, a path of "
+        f"{rate * steps:,.0f} where the paper's is {PATH:,.0f}: its weights will hardly differ; "
+        "search.architecture_learning_rate: scaled makes it as long"
+    ]
 
 
 def _rounded(rows: Any) -> list[list[float]]:

@@ -13,10 +13,8 @@ import pytest
 import yaml
 from tiny import NET, make_folder, read_log
 
-from gaeanet.cells.zoo import ZOO
 from gaeanet.config.data import Data
 from gaeanet.data.sources.open import open_location
-from gaeanet.search.genotype_file import write_genotype
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -103,24 +101,6 @@ def test_training_the_plain_way(run: Callable[..., str], tmp_path: Path) -> None
 def test_search_beside_the_plain_way(run: Callable[..., str]) -> None:
     tiny = ["--channels", 8, "--layers", 3, "--size", 16, "--batch", 4, "--rounds", 1]
     assert len(re.findall(r"\d \(\d", run("search.py", *tiny))) == 2
-
-
-@pytest.mark.slow
-def test_cells_go_on_where_they_were_stopped(run: Callable[..., str], tmp_path: Path) -> None:
-    write_genotype(tmp_path / "found.json", ZOO["gaea-imagenet"].genotype, {})
-    values = {**NET, "epochs": 1, "ema_decay": 0.0}
-    tree = {"data": {"num_workers_train": 0, "num_workers_val": 0}, "hyperparameters": values}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    data = make_folder(tmp_path / "data")
-    options = ["--data", data, "--out", tmp_path / "out", "--config", tmp_path / "tiny.yaml", "--within", 0.5]
-    first = run("cells.py", tmp_path / "found.json", *options, "--random", 1)
-    assert "found: top-1" in first
-    again = run("cells.py", tmp_path / "found.json", *options, "--random", 2)
-    assert again.count("nothing to do") == 2
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert [cell["name"] for cell in result["cells"]] == ["found", "random-1", "random-2"]
-    assert len({cell["cell"] for cell in result["cells"]}) == 3
-    assert re.search(r"2 random cells of its size: mean \d+\.\d+ %, standard deviation", again)
 
 
 @pytest.mark.slow

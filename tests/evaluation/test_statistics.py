@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gaeanet.evaluation.statistics import calibration_error, mcnemar, wilson
+from gaeanet.evaluation.statistics import calibration_error, mcnemar, student_tail, wilson
 
 
 def test_wilson_is_the_published_interval() -> None:
@@ -56,3 +56,20 @@ def test_mcnemar_of_many_images_does_not_overflow() -> None:
     second[:2000] = True
     # z = 500 / sqrt(24500) = 3.19 in the normal approximation.
     assert mcnemar(first, second).p_value == pytest.approx(0.0014, abs=1e-4)
+
+
+@given(st.floats(-50, 50))
+def test_students_tail_has_its_closed_forms(value: float) -> None:
+    """Cauchy's distribution for one degree of freedom; Student's own formulas for two and four; symmetry for any."""
+    assert student_tail(value, 1) == pytest.approx(0.5 - math.atan(value) / math.pi, abs=1e-12)
+    assert student_tail(value, 2) == pytest.approx(0.5 - value / (2 * math.sqrt(2 + value * value)), abs=1e-12)
+    sine = value / math.sqrt(4 + value * value)
+    assert student_tail(value, 4) == pytest.approx(0.5 - (3 * sine - sine**3) / 4, abs=1e-12)
+    for degrees in (3, 5, 9, 30):
+        assert student_tail(-value, degrees) == pytest.approx(1 - student_tail(value, degrees), abs=1e-12)
+
+
+def test_students_tail_is_the_published_table() -> None:
+    # Abramowitz & Stegun 1964, table 26.10: 2.5 % points.
+    for degrees, value in ((1, 12.706), (2, 4.303), (3, 3.182), (5, 2.571), (9, 2.262), (30, 2.042), (120, 1.980)):
+        assert student_tail(value, degrees) == pytest.approx(0.025, abs=2e-5)

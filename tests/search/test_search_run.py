@@ -102,6 +102,7 @@ def test_what_a_search_leaves_and_says(gaeanet: Run, search_file: Write, t3: Pat
     assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == names
     assert "search: gaea, bilevel level, architecture lr 1; 8 candidates on each of 14 edges" in result.out
     assert "search data: 9 training images for the weights and 9 others for the architecture" in result.out
+    assert re.search(r"warning: the architecture takes \d+ steps at a learning rate of 1, a path of \d", result.out)
     said = r"^epoch \d: entropy .* genotype \w{12}, .* multiply-adds, .* parameters"
     assert len(re.findall(said, result.out, re.MULTILINE)) == 3
     assert "train it: gaeanet train CONFIG --set hyperparameters.genotype=found/genotype.json" in result.out
@@ -132,6 +133,18 @@ def test_what_a_search_leaves_and_says(gaeanet: Run, search_file: Write, t3: Pat
     refused = gaeanet("evaluate", run)
     assert refused.code == 2
     assert "a supernet of a search, which is no network to use: train the cell that it found" in refused.err
+
+
+def test_a_scaled_rate_makes_the_path_of_the_paper(t3: Path, search_file: Write) -> None:
+    """Rate times steps is what it is on CIFAR-10, however many steps there are, and nothing is warned of."""
+    for epochs in (1, 3):
+        file = search_file(search={"architecture_learning_rate": "scaled"}, epochs=epochs)
+        experiment = load_experiment(file, data=str(t3))
+        block = experiment.hyperparameters.search
+        assert block is not None
+        searching = Searching(experiment, open_source(experiment), Processes())
+        assert block.rate(searching.architecture_steps) * searching.architecture_steps == pytest.approx(2000)
+        assert searching.architecture_steps == epochs * searching.steps
 
 
 @pytest.mark.parametrize(

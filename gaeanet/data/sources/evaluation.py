@@ -71,7 +71,7 @@ def open_evaluation_data(
         state: Of the trained network: its class table and the data it was trained with.
         location: Another location than the run's.
         assume_classes: For weights without a class table: whether the data's sorted classes are taken for it.
-        minival: Evaluate what the run held out of its training split and validated on, in place of the validation split.
+        minival: Evaluate what the run held out of its training split and validated on, not the validation split.
 
     Raises:
         RequestError: They cannot be read, or their classes are not the network's.
