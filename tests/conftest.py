@@ -42,7 +42,7 @@ DEAREST = (
     "test_prepare.py",
     "test_graphs.py",
 )
-"""The files that take longest (make test prints the slowest tests): they begin, so that the end is short."""
+"""The files that take longest (make test prints the slowest): they begin, so that the end is short."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

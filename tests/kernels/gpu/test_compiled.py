@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from compiled import CUOBJDUMP, compiled
 
@@ -22,7 +23,7 @@ from gaeanet.kernels.maps import Window
 pytestmark = [
     pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton has no tools for NVIDIA's GPUs"),
     pytest.mark.skipif(
-        triton.__version__.startswith("3.2."),
+        version("triton").startswith("3.2."),
         reason="Triton 3.2 does not compile the kernels: a run's trial refuses them",
     ),
 ]
