@@ -55,7 +55,7 @@ def read_task(environment: Mapping[str, str]) -> Task | None:
             requeued=environment.get("SLURM_RESTART_COUNT", "0") != "0",
         )
         if not (0 <= task.rank < task.tasks and 0 <= task.local_rank < task.local_tasks and min(node, job, step) >= 0):
-            raise ValueError("a place beyond their number")
+            raise ValueError("a rank beyond their number")
         return task
     except KeyError as error:
         raise RequestError(f"{error.args[0]} is not set, though SLURM_STEP_NUM_TASKS is: start with srun") from None
@@ -112,8 +112,8 @@ def _counts(tasks_per_node: str) -> list[int]:
     """Tasks of each node: [2, 2, 1] for `2(x2),1`."""
     counts = list[int]()
     for entry in tasks_per_node.split(","):
-        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
-        if found is None or int(found[2] or 1) > _MOST_NODES:
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", entry)
+        if match is None or int(match[2] or 1) > _MOST_NODES:
             raise ValueError(entry)
-        counts += [int(found[1])] * int(found[2] or 1)
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts

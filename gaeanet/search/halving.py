@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 ETA = 3
-"""Of a rung's cells, one in so many goes on, to a training so many times as long."""
+"""Of a rung's cells, one in so many advances to a training so many times as long."""
 
 Name = TypeVar("Name")
 

@@ -190,7 +190,7 @@ def _through_pillow(data: bytes) -> Tensor:
     is_tiff = data.startswith((b"II", b"MM"))
     listening: AbstractContextManager[list[str]] = printed(_LIBTIFF) if is_tiff else nullcontext([])
     try:
-        with warnings.catch_warnings(record=True) as said, listening as complaints:
+        with warnings.catch_warnings(record=True) as caught, listening as complaints:
             warnings.simplefilter("always")
             with _opened(data) as image:
                 _bound(image)
@@ -205,7 +205,7 @@ def _through_pillow(data: bytes) -> Tensor:
     except Exception as error:  # Pillow's plug-ins meet damage with whatever exception is at hand
         raise ImageError(f"damaged image: {(str(error) or type(error).__name__).splitlines()[0]}") from None
     if is_tiff:
-        complaints += [str(warning.message) for warning in said if _is_of_pixels(str(warning.message))]
+        complaints += [str(warning.message) for warning in caught if _is_of_pixels(str(warning.message))]
     if complaints:
         raise ImageError(f"damaged image: {complaints[0].rstrip('.')}")
     header = read_header(data)

@@ -21,27 +21,27 @@ def printed(lines: re.Pattern[bytes]) -> Iterator[list[str]]:
     Args:
         lines: Matches a whole line with its end.
     """
-    found: list[str] = []
+    lines_printed: list[str] = []
     with _one_at_a_time:
         memory = _file_in_memory()
         try:
-            kept = os.dup(2)
+            saved = os.dup(2)
         except OSError:  # there is no standard error
-            kept = None
+            saved = None
         os.dup2(memory, 2)
         try:
-            yield found
+            yield lines_printed
         finally:
-            if kept is not None:
-                os.dup2(kept, 2)
-                os.close(kept)
+            if saved is not None:
+                os.dup2(saved, 2)
+                os.close(saved)
             elif memory != 2:
                 os.close(2)
             length = os.lseek(memory, 0, os.SEEK_END)
             text = os.pread(memory, length, 0) if length else b""
             os.close(memory)
-            found += [line[0].decode("ascii", "replace").rstrip() for line in lines.finditer(text)]
-            if kept is not None and (others := lines.sub(b"", text)):
+            lines_printed += [line[0].decode("ascii", "replace").rstrip() for line in lines.finditer(text)]
+            if saved is not None and (others := lines.sub(b"", text)):
                 os.write(2, others)
 
 

@@ -1,4 +1,4 @@
-"""Writes class folders: each image under its own name at once, and a journal of those that are whole."""
+"""Writes class folders: each image directly under its own name, and a journal of those that are whole."""
 
 from __future__ import annotations
 

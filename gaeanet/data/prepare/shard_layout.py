@@ -1,7 +1,7 @@
 """Where each image lies in the shards: known from names and sizes alone, before anything is written.
 
 Training samples are spread over the shards by one permutation of all of them, so that any few neighbouring shards hold
-all classes. What is written depends on the images alone: written twice, it is the same to the last bit.
+all classes. What is written depends on the images alone: written twice, it is bit-exact.
 """
 
 from __future__ import annotations

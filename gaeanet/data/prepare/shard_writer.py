@@ -1,6 +1,6 @@
 """Writes shards: tar files in webdataset's layout, and the index that `gaeanet.data.sources.shards` reads.
 
-Where each image belongs is known beforehand, so it is written there at once, in whatever order the source is read
+Where each image belongs is known beforehand, so it is written there directly, in whatever order the source is read
 fastest: every byte is read, hashed and written once.
 """
 
@@ -178,7 +178,7 @@ def _sizes(source: Source, split: str, journals: Path) -> NDArray[np.int64]:
 
 
 def _allocate(path: Path, length: int, scattered: bool) -> None:
-    """Gives a shard its length, and where its images come in any order its room, in one piece where the disk can."""
+    """Gives a shard its length; where its images come in any order, allocates it, in one piece if the disk can."""
     file = os.open(path, _OPENED, 0o666)
     try:
         if os.fstat(file).st_size != length:

@@ -34,7 +34,7 @@ SHUFFLE_WINDOW = 16
 """Shards whose samples are mixed in an epoch: some twenty thousand images, in two gigabytes."""
 
 INDEX_FORMAT = 2
-"""Of the index of shards. In format 1 digests are MD5, and shards have one of their own, which is passed over."""
+"""Of the index of shards. In format 1 digests are MD5, and shards have one of their own, which is ignored."""
 
 DIGEST_BYTES = 20
 _MD5_BYTES = 16
