@@ -121,7 +121,7 @@ def _coding(data: bytearray, found: list[Segment], chance: random.Random) -> Non
 
 def _length(data: bytearray, found: list[Segment], chance: random.Random) -> None:
     _, start, end = chance.choice(found)
-    length = chance.choice((0, 1, 2, 3, max(0, end - start + 1), max(0, end - start + 3), 32768, 65535))
+    length = min(max(0, chance.choice((0, 1, 2, 3, end - start + 1, end - start + 3, 32768, 65535))), 65535)
     data[start - 2 : start] = length.to_bytes(2, "big")
 
 

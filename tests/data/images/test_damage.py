@@ -212,7 +212,7 @@ def test_field_report_90_a_tiff_with_odd_metadata_is_whole(capfd: pytest.Capture
     directory = int.from_bytes(data[4:8], "little")
     at = next(k for k in range(directory + 2, len(data), 12) if data[k : k + 2] == (65000).to_bytes(2, "little"))
     data[at + 4 : at + 8] = (2**31).to_bytes(4, "little")  # characters
-    assert to_pixels(bytes(data)).equal(torch.from_numpy(np.asarray(image)).permute(2, 0, 1))
+    assert to_pixels(bytes(data)).equal(torch.from_numpy(np.array(image)).permute(2, 0, 1))
     assert capfd.readouterr().err == ""
 
 
