@@ -85,6 +85,7 @@ def indexed(
             _write(made, path)
         except OSError:
             return _unkept(made, path)
+        del made  # a million samples would be in memory twice
     return IndexedRanges(location, units, path)
 
 

@@ -33,6 +33,8 @@ class RangeSource(Source):
         self._units = units
         self._files: dict[str, int] = {}
         self.catalog, self._order = samples.catalog(location, self.notes)
+        for rows in samples.rows.values():
+            rows.forget_names()
         self._ranges = {split: Ranges.of(samples.rows[split], self._order[split]) for split in units}
         for split, ranges in self._ranges.items():
             if (largest := int(ranges.sizes.argmax())) >= 0 and ranges.sizes[largest] > MOST_BYTES:

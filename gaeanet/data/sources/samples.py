@@ -51,6 +51,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def forget_names(self) -> None:
+        """Frees the memory of the names, which nothing asks for once they are in the catalog."""
+        self.names, self.ends = bytearray(), array("q")
+
     def name(self, row: int) -> str:
         """What the format calls a sample."""
         start = self.ends[row - 1] if row else 0

