@@ -296,7 +296,7 @@ def test_a_search_block_that_cannot_be_done_is_refused_by_name(block: dict[str, 
 
 def test_null_values_are_the_methods_own() -> None:
     own = {method: Search(method=method) for method in ("gaea", "pc-darts", "darts")}  # type: ignore[arg-type]
-    assert [search.rate for search in own.values()] == [0.1, 6e-4, 6e-4]
+    assert [search.rate(50) for search in own.values()] == [0.1, 6e-4, 6e-4]
     assert [search.divisor for search in own.values()] == [4, 4, 1]
     assert [search.warmup(50) for search in own.values()] == [0, 15, 0]
     assert own["gaea"].fractions == (0.5, 0.5)

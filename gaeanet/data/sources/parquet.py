@@ -314,6 +314,10 @@ def find_columns(schema: Any, path: Path, asked: Sequence[str] | None = None) ->
     """
     types = needed("pyarrow", "parquet").types
     has_path, is_label = {}, set[str]()
+    try:
+        columns = list(schema.names)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: a column's name is not UTF-8 ({reason(error)}): download the file again") from None
     for field in schema:
         if types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
             has_path[field.name] = field.type.get_field_index("path") >= 0
@@ -325,8 +329,8 @@ def find_columns(schema: Any, path: Path, asked: Sequence[str] | None = None) ->
         ):
             is_label.add(field.name)
     names = _class_names(schema, path)
-    has = ", ".join(shown(name) for name in schema.names[:8]) + (", ..." if len(schema.names) > 8 else "")
-    if asked and (unknown := [name for name in asked[:2] if name not in schema.names]):
+    has = ", ".join(shown(name) for name in columns[:8]) + (", ..." if len(columns) > 8 else "")
+    if asked and (unknown := [name for name in asked[:2] if name not in columns]):
         raise RequestError(f"{path}: has no column {shown(unknown[0])}, its columns are {has}")
     image = _chosen(list(has_path), asked[:1] if asked else _IMAGES, not asked)
     if image is None:
