@@ -1,7 +1,8 @@
 """Trials: trainings that a comparison needs, each a run of its own, several at a time in processes of their own.
 
 A trial is what `gaeanet train --resume` makes of one experiment file with a few changes, so that a finished one is not
-trained again and an interrupted one continues. Results do not depend on how many run at a time.
+trained again and an interrupted one continues. Each has as many threads as cores are there for one of the trials at a
+time, whether so many run or not: sums of floats, and so results to the last digits, depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def train_all(
     yield from ((trial, accuracy) for trial, accuracy in known.items() if accuracy is not None)
     left = [trial for trial, accuracy in known.items() if accuracy is None]
     total = sum(trial.epochs for trial in trials)
-    threads = str(max(1, usable_cores() // max(1, min(jobs, len(left)))))
+    threads = str(max(1, usable_cores() // jobs))
     running: dict[subprocess.Popen[bytes], tuple[Trial, int]] = {}
     with WorkProgress(total, "epochs", 1) as progress, StopRequest() as stop:
         progress.add(total - sum(trial.epochs for trial in left), earlier=True)

@@ -56,7 +56,7 @@ def test_stopped_trials_continue_to_the_same_end(experiment_file: Write, t3: Pat
         list(train_all(file, data, wanted, tmp_path / "out", 2, 0))
     stopper.join()
     found = dict(train_all(file, data, wanted, tmp_path / "out", 2, 0))
-    undisturbed = dict(train_all(file, data, wanted[:1], tmp_path / "alone", 1, 0))
+    undisturbed = dict(train_all(file, data, wanted[:1], tmp_path / "alone", 2, 0))
     assert found[wanted[0]] == undisturbed[wanted[0]]
     logs = [read_log(tmp_path / name / "seed-1") for name in ("out", "alone")]
     assert same_but_for_speed(logs[0], logs[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -185,10 +186,10 @@ def test_the_command_continues_what_is_there(gaeanet: Run, experiment_file: Writ
     assert first.code == 0, first.err
     assert "rung 1 of 1: 2 cells, 2 epochs each" in first.out
     assert (tmp_path / "out" / "genotype.json").is_file()
-    (tmp_path / "out" / "rung-1" / "random-1" / METRICS).unlink()
+    shutil.rmtree(tmp_path / "out" / "rung-1" / "random-1")
     printed = tmp_path / "out" / "rung-1" / "random-2.txt"
     before = printed.read_text()
-    again = gaeanet(*command, "--jobs", 1)
+    again = gaeanet(*command)
     assert again.code == 0, again.err
     assert printed.read_text() == before
     assert again.out.splitlines()[-3:] == first.out.splitlines()[-3:]
