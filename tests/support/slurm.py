@@ -186,20 +186,24 @@ class Slurm:
                         found.append(int(entry.name))
         return found
 
+    def fields(self, job: str) -> dict[str, str]:
+        """What `scontrol show job` shows at one moment."""
+        return dict(word.partition("=")[::2] for word in self("scontrol", "show", "job", job, "-o").split())
+
     def field(self, job: str, name: str = "JobState") -> str:
-        """A field of `scontrol show job`: its state is RUNNING, PENDING, COMPLETED, ..."""
-        return dict(word.partition("=")[::2] for word in self("scontrol", "show", "job", job, "-o").split())[name]
+        """One of the fields: its state is RUNNING, PENDING, COMPLETED, ..."""
+        return self.fields(job)[name]
 
     def restarts(self, job: str) -> int:
         """How often a job has been requeued; one that has been starts after 3 seconds in place of two minutes.
 
         Not at once: a node launches nothing of a job in the second in which it has killed it, and the job fails.
         """
-        if self.field(job) == "PENDING" and self.field(job, "Reason") == "BeginTime":
-            begin = datetime.fromisoformat(self.field(job, "StartTime"))
-            if begin > datetime.now() + timedelta(seconds=10):  # both are local times
+        fields = self.fields(job)
+        if fields["JobState"] == "PENDING" and fields["Reason"] == "BeginTime" and fields["StartTime"] != "Unknown":
+            if datetime.fromisoformat(fields["StartTime"]) > datetime.now() + timedelta(seconds=10):  # local times
                 self("scontrol", "update", f"JobId={job}", "StartTime=now+3")
-        return int(self.field(job, "Restarts"))
+        return int(fields["Restarts"])
 
     def wait_for(self, job: str, state: str, timeout: float = 120) -> None:
         """Waits until a job is in this state."""
