@@ -33,7 +33,7 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=15 -m slow
 
 coverage: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=85
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered --cov-fail-under=89
 
 lowest: $(READY)
 	$(BIN)/python tests/lowest.py $(or $(TESTS),-n 2 --dist worksteal)
