@@ -9,12 +9,11 @@ from typing import Any
 
 from gaeanet.cli.diagnose import diagnosed
 from gaeanet.cli.parser import add_changes, add_command, as_path
-from gaeanet.cli.run import check_job, is_trial
+from gaeanet.cli.run import check_job, check_started_alone
 from gaeanet.errors import RequestError
 from gaeanet.runtime.files import is_directory
 from gaeanet.runtime.imports import importing
 from gaeanet.runtime.load import Sample, busy_elsewhere
-from gaeanet.runtime.ranks import ranks
 
 
 def bench(arguments: argparse.Namespace) -> None:
@@ -23,8 +22,7 @@ def bench(arguments: argparse.Namespace) -> None:
         from gaeanet.config.experiment import load_experiment
         from gaeanet.data.sources.open import open_source
 
-    if is_trial() or ranks().init_method is not None:
-        raise RequestError("bench: measures one process; start it directly, not with torchrun or on a cluster")
+    check_started_alone("bench", "measures one process")
     if not arguments.seconds >= 1:
         raise RequestError(f"--seconds {arguments.seconds:g}: must be 1 or more")
     if arguments.seconds > 86_400:

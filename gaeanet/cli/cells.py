@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gaeanet.cli.parser import add_changes, add_command, as_path, at_most
-from gaeanet.cli.run import check_job, is_trial
+from gaeanet.cli.run import check_job, check_started_alone
 from gaeanet.errors import RequestError, reason
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.imports import importing
-from gaeanet.runtime.ranks import ranks
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
     from gaeanet.runs.trials import Trial
+
+STARTS_ITSELF = "starts trainings itself"
 
 HELD_OUT = 0.1
 """Fraction of the training images that a tournament validates on, unless `data.minival` says otherwise."""
@@ -30,25 +31,26 @@ def tournament(arguments: argparse.Namespace) -> None:
     none is named. The last rung trains for as many epochs as the experiment file says. Results are genotype.json and
     tournament.json in the run directory; the same command continues what was interrupted.
     """
-    _check_place("tournament")
+    check_started_alone("tournament", STARTS_ITSELF)
     experiment = _experiment(arguments, "tournament")
-    settings = [*arguments.set]
     if experiment.data.minival is None:
-        settings.append(f"data.minival={HELD_OUT:g}")
-        experiment = _experiment(arguments, "tournament", settings)
+        arguments.set = [*arguments.set, f"data.minival={HELD_OUT:g}"]
+        experiment = _experiment(arguments, "tournament")
+    _check_data(experiment)
     limit = arguments.multiply_adds_limit
     if limit is not None and not 0 < limit < float("inf"):
         raise RequestError(f"--multiply-adds-limit {limit:g}: millions, more than 0")
 
     with importing(torch=True):
+        from gaeanet.artifacts.directory import GENOTYPE
         from gaeanet.search.tournament import entrants, hold
 
     most = limit * 1e6 if limit else None
     cells = entrants(arguments.candidates, arguments.cells, experiment.hyperparameters.seed, most)
     directory = arguments.run_dir or _directory(experiment, "tournament")
-    with _training(arguments, settings, directory) as train:
+    with _training(arguments, directory) as train:
         winner = hold(experiment, cells, directory, train, _print)
-    genotype = directory / "genotype.json"
+    genotype = directory / GENOTYPE
     print(f"found: {winner.to_text()}")
     print(f"train it: gaeanet train {arguments.config} --set hyperparameters.genotype={genotype}")
     print(f"is it better than chance? gaeanet compare {genotype} {arguments.config}")
@@ -60,7 +62,7 @@ def compare(arguments: argparse.Namespace) -> None:
     Results are report.html and comparison.json in the run directory. The same command continues what was interrupted,
     and one with more cells or seeds trains only what is new.
     """
-    _check_place("compare")
+    check_started_alone("compare", STARTS_ITSELF)
     if arguments.random < 2 or arguments.seeds < 1:
         raise RequestError("--random must be 2 or more, and --seeds 1 or more")
     if not 0 < arguments.within < 1:
@@ -69,12 +71,14 @@ def compare(arguments: argparse.Namespace) -> None:
 
     found = read_genotype(arguments.genotype)
     experiment = _experiment(arguments, "compare")
+    _check_data(experiment)
 
     with importing(torch=True):
+        from gaeanet.artifacts.directory import REPORT
         from gaeanet.search.chance import against_chance
 
     directory = arguments.run_dir or _directory(experiment, "compare")
-    with _training(arguments, arguments.set, directory) as train:
+    with _training(arguments, directory) as train:
         result = against_chance(
             experiment,
             found,
@@ -86,23 +90,24 @@ def compare(arguments: argparse.Namespace) -> None:
             within=arguments.within,
         )
     print(result.sentence(arguments.random))
-    print(f"wrote {directory / 'report.html'}")
+    print(f"wrote {directory / REPORT}")
 
 
-def _check_place(command: str) -> None:
-    if is_trial() or ranks().init_method is not None:
-        raise RequestError(f"{command}: starts trainings itself; start it directly, not with torchrun or on a cluster")
-
-
-def _experiment(arguments: argparse.Namespace, command: str, settings: Sequence[str] | None = None) -> Experiment:
+def _experiment(arguments: argparse.Namespace, command: str) -> Experiment:
     with importing():
         from gaeanet.config.experiment import load_experiment
+
+    experiment = load_experiment(arguments.config, arguments.set, arguments.data)
+    check_job(experiment, command, arguments.config)
+    return experiment
+
+
+def _check_data(experiment: Experiment) -> None:
+    """Refuses what each training would refuse, before any starts."""
+    with importing():
         from gaeanet.data.sources.open import open_source
 
-    experiment = load_experiment(arguments.config, arguments.set if settings is None else settings, arguments.data)
-    check_job(experiment, command, arguments.config)
-    open_source(experiment)  # what a training would refuse is refused before any starts
-    return experiment
+    open_source(experiment)
 
 
 def _directory(experiment: Experiment, command: str) -> Path:
@@ -113,7 +118,7 @@ def _directory(experiment: Experiment, command: str) -> Path:
 
 @contextmanager
 def _training(
-    arguments: argparse.Namespace, settings: Sequence[str], directory: Path
+    arguments: argparse.Namespace, directory: Path
 ) -> Iterator[Callable[[Sequence[Trial]], Iterator[tuple[Trial, float]]]]:
     """What trains the trials of a command, which owns the directory as long."""
     import torch
@@ -125,7 +130,7 @@ def _training(
     jobs = arguments.jobs or gpus or usable_cores()
     if jobs < 1:
         raise RequestError(f"--jobs {jobs}: must be 1 or more")
-    common = [word for change in settings for word in ("--set", change)]
+    common = [word for change in arguments.set for word in ("--set", change)]
     common += ["--data", arguments.data] if arguments.data else []
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -114,6 +114,12 @@ def is_trial() -> bool:
     return os.environ.get("DET_TASK_TYPE") == "TRIAL"
 
 
+def check_started_alone(command: str, why: str) -> None:
+    """Raises `RequestError` where a launcher or a cluster started this command, which `why` forbids."""
+    if is_trial() or ranks().init_method is not None:
+        raise RequestError(f"{command}: {why}; start it directly, not with torchrun or on a cluster")
+
+
 def _context(run_dir: Path, start: Path | None, mirror: Mirror | None) -> LocalContext:
     if is_trial():
         from gaeanet.runs.determined import DeterminedContext

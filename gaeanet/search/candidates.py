@@ -19,10 +19,10 @@ from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES, INTO, CellWeig
 from gaeanet.errors import RequestError
 from gaeanet.search.costs import budget, cost_of
 from gaeanet.search.discretize import discretize
+from gaeanet.search.random_cells import TRIES, distinct
 
 ENTROPY = 1.0
 """Mean entropy in nats, over edges, of the weights that cells are drawn from: some three operations on each edge."""
-_TRIES = 1_000_000
 
 Rows = NDArray[np.float64]
 
@@ -62,18 +62,17 @@ def candidates(weights: Weights, seed: int, most: float | None = None) -> Iterat
     yield first
     rng, seen = np.random.default_rng(seed), {first}
     sharp = {cell: _sharpened(weights[cell]) for cell in CELLS}
-    while True:
-        for _ in range(_TRIES):
-            cells = [_draw(rng, *sharp[cell]) for cell in CELLS]
-            genotype = Genotype(cells[0], CONCAT, cells[1], CONCAT)
-            if genotype not in seen and (most is None or cost_of(genotype).multiply_adds <= most):
-                break
-        else:
-            raise RequestError(
-                f"{_TRIES:,} draws from the search gave {len(seen)} cells within the limit: ask for fewer"
-            )
-        seen.add(genotype)
-        yield genotype
+
+    def draw() -> Genotype:
+        cells = [_draw(rng, *sharp[cell]) for cell in CELLS]
+        return Genotype(cells[0], CONCAT, cells[1], CONCAT)
+
+    yield from distinct(
+        draw,
+        lambda genotype: most is None or cost_of(genotype).multiply_adds <= most,
+        seen,
+        lambda: f"{TRIES:,} draws from the search gave {len(seen)} cells within the limit: ask for fewer",
+    )
 
 
 def _sharpened(cell: CellWeights) -> tuple[Rows, Rows]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gaeanet.artifacts.directory import REPORT
 from gaeanet.cells.genotype import Genotype
@@ -16,14 +16,11 @@ from gaeanet.report.describe import Subject, count_subject
 from gaeanet.report.distribution import Shown, distribution_page
 from gaeanet.runs.trials import Trial, settle_on
 from gaeanet.runtime.files import replace_text
+from gaeanet.search.cell_trial import Train, cell_trial
 from gaeanet.search.comparison import Comparison, compare
-from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.random_cells import of_equal_cost
 
 RESULTS = "comparison.json"
-
-Train = Callable[[Sequence[Trial]], Any]
-"""`runs.trials.train_all` for one comparison: yields (trial, accuracy)."""
 
 
 class Entry(NamedTuple):
@@ -101,10 +98,5 @@ def _multiply_adds(genotype: Genotype, hp: Hyperparameters) -> int:
 
 
 def _trial(entry: Entry, hp: Hyperparameters, directory: Path) -> Trial:
-    file = directory / "cells" / f"{entry.name}.json"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_genotype(file, entry.genotype, {})
-    changes = {"genotype": str(file), "seed": entry.seed}
-    settings = tuple(f"hyperparameters.{key}={json.dumps(value)}" for key, value in changes.items())
-    return Trial(f"{entry.name}-seed-{entry.seed}", settings, hp.epochs)
+    name = f"{entry.name}-seed-{entry.seed}"
+    return cell_trial(name, entry.name, entry.genotype, directory, {"seed": entry.seed}, hp.epochs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,6 +30,11 @@ class Cost(NamedTuple):
 
     parameters: int
     multiply_adds: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As genotype.json has it."""
+        return {**self._asdict(), "network": REFERENCE}
 
 
 def cost_of(genotype: Genotype) -> Cost:

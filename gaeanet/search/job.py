@@ -155,19 +155,18 @@ class Searching(Job):
         changed = self.findings.note_epoch(genotype)
         counts = cost_of(genotype)
         operations, edges = self.architecture.entropies()
-        cost = {"parameters": counts.parameters, "multiply_adds": counts.multiply_adds, "network": REFERENCE}
         self._columns = {
             "entropy": operations,
             "edge_entropy": edges,
             "genotype_changes": changed,
             "settled_epochs": self.findings.settled,
-            **{f"genotype_{key}": cost[key] for key in ("parameters", "multiply_adds")},
+            **{f"genotype_{key}": value for key, value in counts._asdict().items()},
             "genotype": genotype.to_dict(),
             "operation_weights": {name: _rounded(cell.operations) for name, cell in weights.items()},
             "edge_weights": {name: _rounded([cell.edges])[0] for name, cell in weights.items()},
         }
         if self.processes.is_first:
-            write_genotype(context.run_dir / GENOTYPE, genotype, {"cost": cost, "lineage": self._lineage()})
+            write_genotype(context.run_dir / GENOTYPE, genotype, {"cost": counts.facts, "lineage": self._lineage()})
         same = (
             f"unchanged for {counted(self.findings.settled, 'epoch')}"
             if self.findings.settled

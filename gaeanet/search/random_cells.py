@@ -11,7 +11,7 @@ from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT
 from gaeanet.errors import RequestError
 from gaeanet.search.costs import cost_of
 
-_TRIES = 1_000_000
+TRIES = 1_000_000
 
 
 def random_genotype(rng: np.random.Generator) -> Genotype:
@@ -27,6 +27,27 @@ def random_genotype(rng: np.random.Generator) -> Genotype:
     return Genotype(cells[0], CONCAT, cells[1], CONCAT)
 
 
+def distinct(
+    draw: Callable[[], Genotype], fits: Callable[[Genotype], bool], seen: set[Genotype], refusal: Callable[[], str]
+) -> Iterator[Genotype]:
+    """What `draw` gives as far as it fits, endlessly and none twice.
+
+    Args:
+        seen: Cells not to give; those that are given are added.
+        refusal: The message where next to nothing more fits.
+
+    Raises:
+        RequestError: None of `TRIES` draws is new and fits.
+    """
+    while True:
+        tries = (draw() for _ in range(TRIES))
+        genotype = next((genotype for genotype in tries if genotype not in seen and fits(genotype)), None)
+        if genotype is None:
+            raise RequestError(refusal())
+        seen.add(genotype)
+        yield genotype
+
+
 def random_cells(seed: int, most: float | None = None) -> Iterator[Genotype]:
     """Random cells, endlessly and none twice.
 
@@ -36,17 +57,13 @@ def random_cells(seed: int, most: float | None = None) -> Iterator[Genotype]:
     Raises:
         RequestError: Next to no cell fits the limit.
     """
-    rng, seen = np.random.default_rng(seed), set[Genotype]()
-    while True:
-        for _ in range(_TRIES):
-            genotype = random_genotype(rng)
-            if genotype not in seen and (most is None or cost_of(genotype).multiply_adds <= most):
-                break
-        else:
-            assert most is not None
-            raise RequestError(f"no further random cell has {most / 1e6:g} M multiply-adds or less: raise the limit")
-        seen.add(genotype)
-        yield genotype
+    rng = np.random.default_rng(seed)
+    return distinct(
+        lambda: random_genotype(rng),
+        lambda genotype: most is None or cost_of(genotype).multiply_adds <= most,
+        set(),
+        lambda: f"no further random cell has {(most or 0) / 1e6:g} M multiply-adds or less: raise the limit",
+    )
 
 
 def of_equal_cost(
@@ -61,19 +78,20 @@ def of_equal_cost(
     Raises:
         RequestError: Next to no cell costs as much.
     """
-    rng, seen = np.random.default_rng(seed), {wanted}
+    rng = np.random.default_rng(seed)
     reference, target = cost_of(wanted).multiply_adds, multiply_adds(wanted)
-    while True:
-        for _ in range(_TRIES):
-            genotype = random_genotype(rng)
-            # The cost in the reference network, from a table, says whether counting layer by layer is worth its time.
-            is_near = abs(cost_of(genotype).multiply_adds / reference - 1) <= 2 * within
-            if is_near and genotype not in seen and abs(multiply_adds(genotype) / target - 1) <= within:
-                break
-        else:
-            raise RequestError(
-                f"none of {_TRIES:,} random cells is within {within:g} of the {target / 1e6:.1f} million multiply-adds "
-                "to compare with: raise --within"
-            )
-        seen.add(genotype)
-        yield genotype
+
+    def costs_as_much(genotype: Genotype) -> bool:
+        # The cost in the reference network, from a table, says whether counting layer by layer is worth its time.
+        is_near = abs(cost_of(genotype).multiply_adds / reference - 1) <= 2 * within
+        return is_near and abs(multiply_adds(genotype) / target - 1) <= within
+
+    return distinct(
+        lambda: random_genotype(rng),
+        costs_as_much,
+        {wanted},
+        lambda: (
+            f"none of {TRIES:,} random cells is within {within:g} of the {target / 1e6:.1f} million multiply-adds to "
+            "compare with: raise --within"
+        ),
+    )

@@ -5,26 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gaeanet import __version__
 from gaeanet.artifacts.directory import GENOTYPE
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
-from gaeanet.config.experiment import Experiment
+from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.errors import RequestError, counted
 from gaeanet.runs.trials import Trial, settle_on
 from gaeanet.runtime.files import is_directory, replace_text
 from gaeanet.search.candidates import average_weights, candidates
-from gaeanet.search.costs import REFERENCE, cost_of
+from gaeanet.search.cell_trial import Train, cell_trial
+from gaeanet.search.costs import cost_of
 from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.halving import Rung, best, rungs
 from gaeanet.search.random_cells import random_cells
 
 RESULTS = "tournament.json"
-
-Train = Callable[[Sequence[Trial]], Any]
-"""`runs.trials.train_all` for one tournament: yields (trial, accuracy)."""
 
 
 def entrants(origins: Sequence[str], cells: int, seed: int, most: float | None) -> dict[str, Genotype]:
@@ -97,9 +94,8 @@ def hold(
         results.append({"epochs": rung.epochs, "top1": accuracies})
         report("  best: " + ", ".join(f"{name} {accuracies[name]:.2f} %" for name in best(accuracies, 3)))
     winner = cells[left[0]]
-    cost = cost_of(winner)
     facts = {
-        "cost": {**cost._asdict(), "network": REFERENCE},
+        "cost": cost_of(winner).facts,
         "lineage": {"gaeanet": __version__, "tournament": {"winner": left[0], "cells": len(cells), "rungs": results}},
     }
     write_genotype(directory / GENOTYPE, winner, facts)
@@ -110,16 +106,10 @@ def hold(
     return winner
 
 
-def _trial(number: int, rung: Rung, name: str, hp: Any, directory: Path, cell: Genotype) -> Trial:
-    file = directory / "cells" / f"{name}.json"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_genotype(file, cell, {})
+def _trial(number: int, rung: Rung, name: str, hp: Hyperparameters, directory: Path, cell: Genotype) -> Trial:
     changes = {
-        "genotype": str(file),
         "epochs": rung.epochs,
         "warmup_epochs": round(hp.warmup_epochs * rung.epochs / hp.epochs),  # the same fraction of the schedule
         "validate_every": rung.epochs,
     }
-    settings = tuple(f"hyperparameters.{key}={json.dumps(value)}" for key, value in changes.items())
-    return Trial(f"rung-{number}/{name}", settings, rung.epochs)
+    return cell_trial(f"rung-{number}/{name}", name, cell, directory, changes, rung.epochs)
