@@ -45,11 +45,13 @@ def tournament(arguments: argparse.Namespace) -> None:
         from gaeanet.artifacts.directory import GENOTYPE
         from gaeanet.search.tournament import entrants, hold
 
+    if arguments.bred and arguments.cells - arguments.bred < 2:
+        raise RequestError(f"--bred {arguments.bred}: leaves less than 2 of {arguments.cells} cells to breed from")
     most = limit * 1e6 if limit else None
-    cells = entrants(arguments.candidates, arguments.cells, experiment.hyperparameters.seed, most)
+    cells = entrants(arguments.candidates, arguments.cells - arguments.bred, experiment.hyperparameters.seed, most)
     directory = arguments.run_dir or _directory(experiment, "tournament")
     with _training(arguments, directory) as train:
-        winner = hold(experiment, cells, directory, train, _print)
+        winner = hold(experiment, cells, directory, train, _print, bred=arguments.bred, most=most)
     genotype = directory / GENOTYPE
     print(f"found: {winner.to_text()}")
     print(f"train it: gaeanet train {arguments.config} --set hyperparameters.genotype={genotype}")
@@ -170,6 +172,13 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument(
         "--cells", metavar="N", type=at_most(10_000), default=27, help="how many cells in all (default: 27)"
+    )
+    command.add_argument(
+        "--bred",
+        metavar="N",
+        type=at_most(10_000),
+        default=0,
+        help="how many of them are bred from the best so far (default: 0)",
     )
     command.add_argument(
         "--multiply-adds-limit",

@@ -25,12 +25,14 @@ class Rung(NamedTuple):
 def rungs(cells: int, epochs: int) -> list[Rung]:
     """The rungs for a number of cells, the last of which trains for `epochs`; the best of the last one wins.
 
-    Rungs that would train for less than an epoch train for one.
+    No rung trains for less than an epoch: where so many cells would need that, the first rung keeps fewer of them.
     """
     sizes = [cells]
     while sizes[-1] > ETA:
         sizes.append(-(-sizes[-1] // ETA))
-    return [Rung(size, max(1, round(epochs / ETA**later))) for later, size in zip(range(len(sizes))[::-1], sizes)]
+    plan = [Rung(size, max(1, round(epochs / ETA**later))) for later, size in zip(range(len(sizes))[::-1], sizes)]
+    longer = [rung for rung, before in zip(plan[1:], plan) if rung.epochs > before.epochs]
+    return [plan[0], *longer]
 
 
 def best(accuracies: Mapping[Name, float], count: int) -> list[Name]:

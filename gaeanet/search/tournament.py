@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from gaeanet import __version__
 from gaeanet.artifacts.directory import GENOTYPE
@@ -14,6 +17,7 @@ from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.errors import RequestError, counted
 from gaeanet.runs.trials import Trial, settle_on
 from gaeanet.runtime.files import is_directory, replace_text
+from gaeanet.search.breeding import breed
 from gaeanet.search.candidates import average_weights, candidates
 from gaeanet.search.cell_trial import Train, cell_trial
 from gaeanet.search.costs import cost_of
@@ -24,8 +28,12 @@ from gaeanet.search.random_cells import random_cells
 RESULTS = "tournament.json"
 
 
+GENERATIONS = 8
+"""In so many portions cells are bred, each from the results of all before it."""
+
+
 def entrants(origins: Sequence[str], cells: int, seed: int, most: float | None) -> dict[str, Genotype]:
-    """The cells of a tournament by name.
+    """The cells that a tournament starts with, by name.
 
     Args:
         origins: Genotypes, as `read_genotype` takes them, and run directories of searches.
@@ -60,50 +68,82 @@ def entrants(origins: Sequence[str], cells: int, seed: int, most: float | None) 
 
 
 def hold(
-    experiment: Experiment, cells: dict[str, Genotype], directory: Path, train: Train, report: Callable[[str], None]
+    experiment: Experiment,
+    cells: dict[str, Genotype],
+    directory: Path,
+    train: Train,
+    report: Callable[[str], None],
+    *,
+    bred: int = 0,
+    most: float | None = None,
 ) -> Genotype:
     """Trains the cells rung by rung, writes the winner's genotype.json and all results, and returns the winner.
 
     Args:
         experiment: What each cell is trained by; its epochs are those of the last rung.
+        cells: Those that the first rung starts with.
         directory: Of the tournament; the same call continues what is there.
         report: Takes messages.
+        bred: How many further cells the first rung breeds from the best so far.
+        most: Largest number of multiply-adds of a bred cell's ImageNet network; None for no limit.
 
     Raises:
-        RequestError: The directory holds another tournament.
+        RequestError: The directory holds another tournament, or next to nothing can be bred within the limit.
         RunError, Stopped: As `train_all`.
     """
     hp = experiment.hyperparameters
-    plan = rungs(len(cells), hp.epochs)
-    settle_on(
-        {
-            "experiment": experiment.to_yaml(),
-            "cells": {name: cell.to_dict() for name, cell in cells.items()},
-            "rungs": [list(rung) for rung in plan],
-        },
-        directory,
-    )
+    plan = rungs(len(cells) + bred, hp.epochs)
+    request = {
+        "experiment": experiment.to_yaml(),
+        "cells": {name: cell.to_dict() for name, cell in cells.items()},
+        "bred": bred,
+        "most": most,
+        "rungs": [list(rung) for rung in plan],
+    }
+    settle_on(request, directory)
+    taking_part = dict(cells)
+
+    def trained(number: int, names: Sequence[str]) -> dict[str, float]:
+        trials = {_trial(number, plan[number - 1], name, hp, directory, taking_part[name]): name for name in names}
+        accuracies = dict.fromkeys(names, 0.0)  # in this order, in whatever order they end
+        for trial, accuracy in train(list(trials)):
+            accuracies[trials[trial]] = accuracy
+        return accuracies
+
     left, results = list(cells), []
     for number, rung in enumerate(plan, 1):
         report(f"rung {number} of {len(plan)}: {counted(rung.cells, 'cell')}, {counted(rung.epochs, 'epoch')} each")
-        trials = {_trial(number, rung, name, hp, directory, cells[name]): name for name in left}
-        accuracies = dict.fromkeys(left, 0.0)
-        for trial, accuracy in train(list(trials)):
-            accuracies[trials[trial]] = accuracy
+        accuracies = trained(number, left)
+        while len(accuracies) < rung.cells:
+            report("  best so far: " + _listed(accuracies))
+            known = {taking_part[name]: accuracy for name, accuracy in accuracies.items()}
+            rng = np.random.default_rng([hp.seed, len(accuracies)])
+            size = min(-(-bred // GENERATIONS), rung.cells - len(accuracies))
+            litter = islice(breed(known, rng, lambda cell: most is None or cost_of(cell).multiply_adds <= most), size)
+            born = {f"bred-{count}": cell for count, cell in enumerate(litter, len(accuracies) + 1)}
+            taking_part |= born
+            accuracies |= trained(number, list(born))
         left = best(accuracies, plan[number].cells if number < len(plan) else 1)
         results.append({"epochs": rung.epochs, "top1": accuracies})
-        report("  best: " + ", ".join(f"{name} {accuracies[name]:.2f} %" for name in best(accuracies, 3)))
-    winner = cells[left[0]]
+        report("  best: " + _listed(accuracies))
+    winner = taking_part[left[0]]
     facts = {
         "cost": cost_of(winner).facts,
-        "lineage": {"gaeanet": __version__, "tournament": {"winner": left[0], "cells": len(cells), "rungs": results}},
+        "lineage": {
+            "gaeanet": __version__,
+            "tournament": {"winner": left[0], "cells": len(taking_part), "rungs": results},
+        },
     }
     write_genotype(directory / GENOTYPE, winner, facts)
-    listed = {name: {"genotype": cell.to_dict(), **cost_of(cell)._asdict()} for name, cell in cells.items()}
+    listed = {name: {"genotype": cell.to_dict(), **cost_of(cell)._asdict()} for name, cell in taking_part.items()}
     replace_text(
         directory / RESULTS, json.dumps({"winner": left[0], "rungs": results, "cells": listed}, indent=1) + "\n"
     )
     return winner
+
+
+def _listed(accuracies: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {accuracies[name]:.2f} %" for name in best(accuracies, 3))
 
 
 def _trial(number: int, rung: Rung, name: str, hp: Hyperparameters, directory: Path, cell: Genotype) -> Trial:

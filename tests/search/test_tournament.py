@@ -34,14 +34,17 @@ Run = Callable[..., Result]
 
 
 @given(cells=st.integers(2, 500), epochs=st.integers(1, 300))
-def test_each_rung_has_a_third_of_the_cells_and_the_last_all_epochs(cells: int, epochs: int) -> None:
+def test_rungs_keep_a_third_or_fewer_and_the_last_has_all_epochs(cells: int, epochs: int) -> None:
     plan = rungs(cells, epochs)
     assert plan[0].cells == cells
+    assert plan[0].epochs >= 1
     assert plan[-1].epochs == epochs
-    assert 1 < plan[-1].cells <= ETA
     for before, after in zip(plan, plan[1:]):
-        assert (after.cells - 1) * ETA < before.cells <= after.cells * ETA
-        assert 1 <= before.epochs <= after.epochs
+        assert (after.cells - 1) * ETA < before.cells
+        assert before.epochs < after.epochs
+    if epochs >= 2 * cells:  # enough for every rung to have an epoch
+        assert 1 < plan[-1].cells <= ETA
+        assert all(before.cells <= after.cells * ETA for before, after in zip(plan, plan[1:]))
 
 
 def test_random_cells_differ_keep_to_the_limit_and_follow_the_seed() -> None:
@@ -125,17 +128,17 @@ def test_who_takes_part(tmp_path: Path) -> None:
 class Judge:
     """Stands in for trainings: a cell is as good as it has 5x5 convolutions, and longer training adds."""
 
-    def __init__(self, cells: dict[str, Genotype]) -> None:
-        self.cells, self.trained = cells, list[Trial]()
+    def __init__(self) -> None:
+        self.trained = list[Trial]()
 
-    def true(self, name: str) -> float:
-        cell = self.cells[name]
+    def true(self, cell: Genotype) -> float:
         return 10.0 * sum(operation == "sep_conv_5x5" for operation, _ in (*cell.normal, *cell.reduce))
 
     def __call__(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, float]]:
         for trial in reversed(trials):  # in whatever order they end
             self.trained.append(trial)
-            yield trial, self.true(Path(trial.name).name) + trial.epochs
+            genotype = next(change for change in trial.changes if change.startswith("hyperparameters.genotype="))
+            yield trial, self.true(read_genotype(json.loads(genotype.split("=", 1)[1]))) + trial.epochs
 
 
 def loaded(experiment_file: Write, **values: Any) -> Experiment:
@@ -144,11 +147,9 @@ def loaded(experiment_file: Write, **values: Any) -> Experiment:
 
 def test_the_best_cell_wins(experiment_file: Write, tmp_path: Path) -> None:
     experiment, cells = loaded(experiment_file), entrants([], 9, 1, None)
-    judge, messages = Judge(cells), list[str]()
+    judge, messages = Judge(), list[str]()
     winner = hold(experiment, cells, tmp_path / "out", judge, messages.append)
-    assert judge.true("random-1") >= 0
-    best = max(judge.true(name) for name in cells)
-    assert judge.true(next(name for name, cell in cells.items() if cell == winner)) == best
+    assert judge.true(winner) == max(judge.true(cell) for cell in cells.values())
     assert [trial.epochs for trial in judge.trained] == [3] * 9 + [9] * 3
     assert "hyperparameters.warmup_epochs=1" in judge.trained[0].changes
     assert read_genotype(str(tmp_path / "out" / "genotype.json")) == winner
@@ -157,13 +158,32 @@ def test_the_best_cell_wins(experiment_file: Write, tmp_path: Path) -> None:
     assert messages[0] == "rung 1 of 2: 9 cells, 3 epochs each"
 
 
+def test_cells_are_bred_from_the_best_so_far(experiment_file: Write, tmp_path: Path) -> None:
+    """In portions, each from all results before it; the same request breeds the same cells, and keeps to the limit."""
+    experiment, cells = loaded(experiment_file), entrants([], 8, 1, 550e6)
+    judge = Judge()
+    winner = hold(experiment, cells, tmp_path / "out", judge, lambda _: None, bred=19, most=550e6)
+    results = json.loads((tmp_path / "out" / "tournament.json").read_text())
+    names = [*(f"random-{number}" for number in range(1, 9)), *(f"bred-{number}" for number in range(9, 28))]
+    assert list(results["cells"]) == list(results["rungs"][0]["top1"]) == names
+    assert max(cell["multiply_adds"] for cell in results["cells"].values()) <= 550e6
+    bred = {name: top1 for name, top1 in results["rungs"][0]["top1"].items() if name.startswith("bred")}
+    assert judge.true(winner) > max(judge.true(cell) for cell in cells.values())
+    assert np.mean(list(bred.values())[-9:]) > np.mean(list(bred.values())[:9])
+    assert hold(experiment, cells, tmp_path / "again", Judge(), lambda _: None, bred=19, most=550e6) == winner
+    again = json.loads((tmp_path / "again" / "tournament.json").read_text())
+    assert again == results
+    with pytest.raises(RequestError, match="holds trainings for another request"):
+        hold(experiment, cells, tmp_path / "out", Judge(), lambda _: None, bred=18, most=550e6)
+
+
 def test_a_directory_holds_one_tournament(experiment_file: Write, tmp_path: Path) -> None:
     experiment, cells = loaded(experiment_file), entrants([], 4, 1, None)
-    first = hold(experiment, cells, tmp_path / "out", Judge(cells), lambda _: None)
-    assert hold(experiment, cells, tmp_path / "out", Judge(cells), lambda _: None) == first
+    first = hold(experiment, cells, tmp_path / "out", Judge(), lambda _: None)
+    assert hold(experiment, cells, tmp_path / "out", Judge(), lambda _: None) == first
     others = entrants([], 4, 2, None)
     with pytest.raises(RequestError, match="holds trainings for another request"):
-        hold(experiment, others, tmp_path / "out", Judge(others), lambda _: None)
+        hold(experiment, others, tmp_path / "out", Judge(), lambda _: None)
 
 
 @pytest.mark.slow
@@ -199,6 +219,7 @@ def test_wrong_requests(gaeanet: Run, experiment_file: Write, t3: Path) -> None:
     file = experiment_file()
     for options, message in (
         (["--cells", 1], "--cells 1: must be 2 or more"),
+        (["--cells", 5, "--bred", 4], "--bred 4: leaves less than 2 of 5 cells to breed from"),
         (["--jobs", -1], "--jobs -1: must be 1 or more"),
         (["--multiply-adds-limit", 0], "--multiply-adds-limit 0: millions, more than 0"),
         (["nowhere.json"], "nowhere.json"),
