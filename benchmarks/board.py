@@ -8,8 +8,9 @@
 `rank` trains the recipe and each ingredient of `ingredients.yaml` over the same seeds, and shows the difference seed
 by seed. `choose` is successive halving: all recipes on one seed, the best third on three, the best ninth on nine, the
 unchanged recipe among them. Neither reads an image of the validation split. `prove` trains the best one over fresh
-seeds and validates it there. What it proves is written down first (chosen.json), and nothing else is chosen in that
-directory afterwards. `all` is `choose` and `prove`, and keeps time for the second.
+seeds and validates it there. What it proves is written down first (chosen.json; where nothing was compared, the
+recipe as it is), and nothing else is chosen in that directory afterwards. `all` is `choose` and `prove`, and keeps time
+for the second.
 
 The score is that of the averaged weights where the recipe has an average, of the raw weights otherwise: never the
 better of the two. board.md and board.json in `--out` are written after each training. A training that is not expected
@@ -30,7 +31,7 @@ from typing import Any
 
 import torch
 from board_report import write_report
-from ingredients import read_ingredients, recipes_of
+from ingredients import REFERENCE, read_ingredients, recipes_of
 from standings import Standing, standing
 from trainings import (
     HELD_OUT,
@@ -46,7 +47,7 @@ from trainings import (
 
 from gaeanet.config.experiment import OPERATIONAL, Experiment, load_experiment
 from gaeanet.data.sources.open import open_source
-from gaeanet.errors import GaeanetError, RequestError, Stopped, counted
+from gaeanet.errors import GaeanetError, RequestError, Stopped, counted, reason
 from gaeanet.runs.lock import owned
 from gaeanet.runs.trials import Trial, settle_on
 from gaeanet.runtime.files import is_file, read_text, replace_text
@@ -95,16 +96,21 @@ def prove(chosen: Mapping[str, Any], seeds: int, epochs: int, train: Train) -> i
 
 def settled(out: Path) -> dict[str, Any] | None:
     """What was written down before its proof; None before that."""
-    return json.loads(read_text(out / CHOSEN)) if is_file(out / CHOSEN) else None
+    if not is_file(out / CHOSEN):
+        return None
+    try:
+        chosen: dict[str, Any] = json.loads(read_text(out / CHOSEN))
+        return {**chosen, "recipe": str(chosen["recipe"]), "changes": dict(chosen["changes"])}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{out / CHOSEN}: not what a choice writes ({reason(error)}): put its copy there") from None
 
 
 def settle(out: Path, recipes: Mapping[str, Mapping[str, Any]], now: Standing) -> dict[str, Any]:
-    """Writes down what was chosen and by which scores, once."""
-    if now.leader is None:
-        raise RequestError(f"{out}: nothing was chosen yet: run `board.py choose` first")
+    """Writes down what was chosen and by which scores, once; without any score, the recipe as it is."""
+    name = now.leader or REFERENCE
     chosen = {
-        "recipe": now.leader,
-        "changes": dict(recipes[now.leader]),
+        "recipe": name,
+        "changes": dict(recipes[name]),
         "held_out_top1": now.means,
         "seeds": now.seeds,
         "rung": [now.rung, now.rungs],
@@ -128,8 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
     recipes = recipes_of(read_ingredients(arguments.ingredients), base, only)
     for changes in recipes.values():  # what a training would refuse is refused before any starts
         load_experiment(arguments.recipe, [*arguments.set, *settings(changes)], arguments.data)
-    open_source(base)
-    settle_on(_plan(base, fraction), out)
+    settle_on(_plan(base, fraction, open_source(base).fingerprint), out)
     for name, changes in recipes.items():
         settle_on(dict(changes), out / HELD_OUT / name)
 
@@ -178,10 +183,15 @@ def run(arguments: argparse.Namespace) -> None:
         raise Stopped(f"{counted(left, 'training')} left out for lack of time: the same command goes on")
 
 
-def _plan(base: Experiment, fraction: float) -> dict[str, Any]:
-    """What makes a directory's trainings comparable; nothing in it is about a machine."""
-    values = {key: value for key, value in base.hyperparameters.spelled_out().items() if key not in OPERATIONAL}
-    return {"recipe": values, "minival": fraction}
+def _plan(base: Experiment, fraction: float, images: str) -> dict[str, Any]:
+    """What makes a directory's trainings comparable; nothing in it is about a machine.
+
+    Args:
+        images: The fingerprint of their names, which copies in other places and sizes have too.
+    """
+    hp = base.hyperparameters.spelled_out()
+    values = {key: value for key, value in hp.items() if key not in OPERATIONAL and key != "seed"}
+    return {"recipe": values, "minival": fraction, "images": images}
 
 
 def _say(text: str) -> None:

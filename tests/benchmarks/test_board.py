@@ -255,10 +255,23 @@ def test_a_choice_that_was_cut_short_is_still_proved_in_time(made_up: list[str],
     ]
 
 
-def test_nothing_is_proved_before_something_was_chosen(made_up: list[str], command: Callable[..., None]) -> None:
-    with pytest.raises(RequestError, match="nothing was chosen yet"):
-        command("prove")
-    assert made_up == []
+def test_a_choice_is_proved_on_other_images(made_up: list[str], command: Callable[..., None], tmp_path: Path) -> None:
+    """Without any comparison it is the recipe as it is that is proved; with a copy of a choice, that choice."""
+    command("prove", seeds=1)
+    assert json.loads((tmp_path / "out" / "chosen.json").read_text())["recipe"] == REFERENCE
+    others = str(make_folder(tmp_path / "others", train=9))
+    with pytest.raises(RequestError, match="holds trainings for another request"):
+        command("prove", seeds=1, data=others)
+    command("choose", out=tmp_path / "first")
+    command("prove", out=tmp_path / "first", seeds=1)
+    (tmp_path / "second").mkdir()
+    shutil.copy(tmp_path / "first" / "chosen.json", tmp_path / "second")
+    command("all", out=tmp_path / "second", seeds=1, data=others)
+    assert "| cutmix | 2 | " in (tmp_path / "second" / "board.md").read_text()
+    assert not list((tmp_path / "second" / "held-out").rglob("seed-*"))
+    (tmp_path / "second" / "chosen.json").write_text("{}")
+    with pytest.raises(RequestError, match="not what a choice writes"):
+        command("prove", out=tmp_path / "second", data=others)
 
 
 def test_a_directory_holds_trainings_of_one_recipe(made_up: list[str], command: Callable[..., None]) -> None:
