@@ -20,13 +20,14 @@ from tiny import make_folder
 
 from gaeanet.config.experiment import load_experiment
 from gaeanet.errors import RequestError, Stopped
+from gaeanet.optim.schedules import learning_rate
 from gaeanet.runs.trials import Trial
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import board  # noqa: E402
 import trainings  # noqa: E402
-from family import keys  # noqa: E402
+from family import MEAN_RATE, keys  # noqa: E402
 from ingredients import REFERENCE, read_ingredients, recipes_of  # noqa: E402
 from standings import gain, means, ranking, spread, standing  # noqa: E402
 
@@ -57,6 +58,22 @@ def test_regularisation_grows_with_epochs_and_the_measured_recipes_have_none() -
             assert not any(values[:2])
     areas = [recipe["crop_min_area"] for recipe in family]
     assert areas == sorted(areas, reverse=True)
+
+
+@pytest.mark.parametrize("epochs", [5, 20, 80, 200])
+def test_the_rate_has_one_mean(epochs: int) -> None:
+    recipe = keys(epochs)
+    rates = [
+        learning_rate(
+            (step + 0.5) / 100,
+            scheduler=recipe["lr_scheduler"],
+            base=recipe["learning_rate"],
+            epochs=epochs,
+            warmup_epochs=recipe["warmup_epochs"],
+        )
+        for step in range(100 * epochs)
+    ]
+    assert sum(rates) / len(rates) == pytest.approx(MEAN_RATE, rel=0.01)
 
 
 # The list
