@@ -155,7 +155,8 @@ def run(arguments: argparse.Namespace) -> None:
             if seconds is not None:
                 report()
                 score, _ = result_of(out / trial.name, epochs) or (math.nan, math.nan)
-                _say(f"{trial.name}: top-1 {score:.2f} %, {duration(seconds)}")
+                budget = f", {duration(max(0.0, clock.left))} of the budget left" if arguments.minutes else ""
+                _say(f"{trial.name}: top-1 {score:.2f} %, {duration(seconds)}{budget}")
         return len(trials) - ended
 
     def look() -> Standing:

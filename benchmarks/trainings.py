@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,9 +82,10 @@ def facts_in(directory: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class Clock:
-    """Decides which trainings are started: those that end in time if they take as long as the longest one here so far.
+    """Decides which trainings are started: those that end in time if they take as long as the longest of the last ones.
 
-    The first ones start without a measurement. One that was resumed is none.
+    The first ones start without a measurement, and on a new kind of GPU they take longer: its step is tried out first.
+    A training that was resumed is none.
 
     Attributes:
         end: When time is up, by the monotonic clock.
@@ -92,15 +94,20 @@ class Clock:
 
     end: float = math.inf
     reserved: float = 0.0
-    _longest: float = field(default=0.0, init=False)
+    _last: deque[float] = field(default_factory=lambda: deque(maxlen=8), init=False)
 
     def has_time(self, factor: float = 1.0) -> bool:
-        """Whether a training would end in time that takes `factor` times as long as the longest."""
-        return time.monotonic() + self._longest * (factor + self.reserved) < self.end
+        """Whether a training would end in time that takes `factor` times as long as those."""
+        return max(self._last, default=0.0) * (factor + self.reserved) < self.left
+
+    @property
+    def left(self) -> float:
+        """Seconds until time is up."""
+        return self.end - time.monotonic()
 
     def took(self, seconds: float) -> None:
         """Notes how long a training took."""
-        self._longest = max(self._longest, seconds)
+        self._last.append(seconds)
 
 
 @dataclass(frozen=True)
