@@ -309,6 +309,7 @@ def poison(data: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_choosing_never_reads_the_validation_split_and_resumes_elsewhere(
     experiment_file: Write, tmp_path: Path
 ) -> None:
