@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,20 @@ def settle_on(plan: dict[str, Any], directory: Path) -> None:
         elif read_text(file) != text:
             raise RequestError(
                 f"{directory}: holds trainings for another request ({file}): repeat that one to continue it, or name "
-                "another directory with --run-dir"
+                "another directory"
             )
     except (OSError, ValueError) as error:
         raise RequestError(f"{file}: {reason(error)}") from None
 
 
 def train_all(
-    config: Path, data: Sequence[str], trials: Sequence[Trial], directory: Path, jobs: int, gpus: int
+    config: Path,
+    data: Sequence[str],
+    trials: Sequence[Trial],
+    directory: Path,
+    jobs: int,
+    gpus: int,
+    admit: Callable[[Trial], bool] = lambda _: True,
 ) -> Iterator[tuple[Trial, float]]:
     """Trains what has not been trained yet; yields each trial with its accuracy, those that are finished first.
 
@@ -85,6 +91,7 @@ def train_all(
         directory: Holds the runs.
         jobs: Most trials at a time. They share the cores, and take turns in the choice of a GPU.
         gpus: How many GPUs there are.
+        admit: Called when a trial would start; one for which it is false is left out.
 
     Raises:
         RunError: A training failed; the others were stopped, with their state saved.
@@ -101,11 +108,13 @@ def train_all(
         try:
             while left or running:
                 while left and len(running) < jobs:
+                    trial = left.pop(0)
+                    if not admit(trial):
+                        continue
                     slot = min(set(range(jobs)) - {taken for _, taken in running.values()})
                     environment = {"OMP_NUM_THREADS": threads, **os.environ}
                     if gpus > 1:
                         environment["CUDA_VISIBLE_DEVICES"] = _visible(slot % gpus)
-                    trial = left.pop(0)
                     running[_start(config, data, trial, directory, environment)] = trial, slot
                 time.sleep(_POLL)
                 for process in [process for process in running if process.poll() is not None]:

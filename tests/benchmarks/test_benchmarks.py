@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 import lives
 import pytest
 import yaml
-from tiny import NET, make_folder, read_log
+from tiny import NET, make_folder
 
 from gaeanet.config.data import Data
 from gaeanet.data.sources.open import open_location
@@ -101,22 +100,3 @@ def test_training_the_plain_way(run: Callable[..., str], tmp_path: Path) -> None
 def test_search_beside_the_plain_way(run: Callable[..., str]) -> None:
     tiny = ["--channels", 8, "--layers", 3, "--size", 16, "--batch", 4, "--rounds", 1]
     assert len(re.findall(r"\d \(\d", run("search.py", *tiny))) == 2
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_what_is_missing_and_compares_seed_by_seed(run: Callable[..., str], tmp_path: Path) -> None:
-    tree = {"data": {"num_workers_train": 0, "num_workers_val": 0}, "hyperparameters": {**NET, "epochs": 1}}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
-    options = ["--data", make_folder(tmp_path / "data"), "--out", tmp_path / "out", "--config", tmp_path / "tiny.yaml"]
-    first = run("ablation.py", *options, "--seeds", 1, "--only", "optimizer")
-    assert re.search(
-        r"^\| optimizer \| optimizer: muon, .* \| \d+\.\d+ \| - \| 1 \| [+-]\d+\.\d+ ± nan", first, re.MULTILINE
-    )
-    again = run("ablation.py", *options, "--seeds", 2, "--only", "optimizer")
-    assert again.count("nothing to do") == 2
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    logs = {name: [read_log(tmp_path / "out" / f"{name}-{k}", "validation")[-1] for k in (0, 1)] for name in result}
-    for name in ("recipe", "optimizer"):
-        assert result[name]["raw"] == [line["top1_accuracy"] for line in logs[name]]
-    gains = [a - b for a, b in zip(result["optimizer"]["raw"], result["recipe"]["raw"])]
-    assert f"| {sum(gains) / 2:+.2f} ± {abs(gains[0] - gains[1]) / 2:.2f} |" in again
