@@ -60,7 +60,7 @@ def test_replayed_steps_are_those_that_are_launched(tape: Tape, search: dict[str
                 objective.others = batch(100 + number)
             torch.manual_seed(number)
             if learner is launched[0]:
-                step(learner, *batch(number), objective, rates)
+                step(learner, objective.prepare(learner, *batch(number)), objective, rates.at(learner.updates))
             else:
                 recorder.step(*batch(number))
     assert (tape.recorded, tape.replayed) == (3, 4)

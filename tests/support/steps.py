@@ -39,7 +39,8 @@ class Trainee:
     def step(self, images: Tensor, labels: Tensor, rate: float, drop_path_rate: float = 0.0) -> None:
         weight = 1.0 - decay_at(int(self.learner.updates), self._hp.ema_decay)
         rates = Rates.constant(Row(rate, drop_path_rate, weight), self.learner.device)
-        step(self.learner, images, labels, self.objective, rates)
+        shard = self.objective.prepare(self.learner, images, labels)
+        step(self.learner, shard, self.objective, rates.at(self.learner.updates))
 
 
 def interrupted_at(batches: int, original: Callable[..., None] = step) -> Callable[..., None]:
