@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -122,7 +123,13 @@ class SearchObjective(JointObjective):
         """The mean over the processes, unscaled."""
         scale = learner.scaler.scale(torch.ones((), device=learner.device))
         factor = 1 / (learner.processes.world_size * scale)
-        return [learner.processes.sum(gradient.clone()) * factor for gradient in gradients]
+        means = []
+        for gradient in gradients:
+            total = gradient.clone()
+            if learner.processes.world_size > 1:
+                torch.distributed.all_reduce(total)
+            means.append(total * factor)
+        return means
 
 
 def all_finite(gradients: Sequence[Tensor]) -> Tensor:

@@ -86,12 +86,12 @@ def backward(
     torch._foreach_copy_(learner.statistics_before, learner.statistics)
     learner.network.zero_grad(set_to_none=True)
     sums = torch.zeros_like(learner.meter.sums)
-    finite, mixture = objective.begin(learner, shard.others) if isinstance(objective, JointObjective) else (None, ())
+    finite, inputs = objective.begin(learner, shard.others) if isinstance(objective, JointObjective) else (None, ())
 
     for images, targets, is_last in shard.micro_batches:
         with timer("forward"):
             with learner.autocast():
-                outputs = learner.forward(images, *mixture)
+                outputs = learner.forward(images, *inputs)
             loss = objective.loss(outputs, targets, sums) * learner.loss_scale
         # DistributedDataParallel exchanges gradients once a step, in the backward pass of its last micro-batch.
         with timer("backward"), nullcontext() if is_last else learner.no_sync():
