@@ -1,4 +1,4 @@
-"""Times the stages of a training step inside the step itself, and measures its memory."""
+"""Times the stages of a training step where a run has them, and measures its memory."""
 
 from __future__ import annotations
 

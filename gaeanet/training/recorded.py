@@ -136,7 +136,7 @@ class Recorder:
         results: list[tuple[StepRates, Tensor | None, Tensor]] = []
 
         def gradients() -> None:
-            now = rates.at(learner.updates)
+            now = rates.at(learner.updates)  # results stay in the graphs' memory from the first part to the second
             results[:] = [(now, *backward(learner, held, objective, now))]
 
         def moves() -> None:

@@ -1,5 +1,8 @@
 """One optimizer step: forward, loss, backward, clip, update, average.
 
+The images are prepared before it (`examples.py`), and its arithmetic is all here. It calls the network and the loss
+once for each micro-batch, optimizer and average once; a search's objective also before and after the gradients.
+
 Nothing here waits for the device. Whether the gradient was finite is a number on the device, and so is all that follows
 from it: a step whose gradient is not finite leaves weights, momentum, average and batch-norm statistics as they were,
 and its position in the schedule. The loop reads the counters when it reports.
