@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from borders import entries
+from borders import PASSES, entries
 from steps import searching
 
 from gaeanet.optim.rates import Rates, Row
 
-WEIGHTS = {"network": 2, "evaluation/meter.py": 1, "search/objective.py": 3}
+WEIGHTS = {"network": PASSES, "evaluation/meter.py": 1, "search/objective.py": 3}
 
 
 @pytest.mark.parametrize(
     ("level", "expected"),
     [
-        ("bilevel", {**WEIGHTS, "network": 4, "evaluation/meter.py": 2, "input": 1, "search/architecture.py": 4}),
+        (
+            "bilevel",
+            {**WEIGHTS, "network": 2 * PASSES, "evaluation/meter.py": 2, "input": 1, "search/architecture.py": 4},
+        ),
         ("single", {**WEIGHTS, "search/architecture.py": 3}),
     ],
 )

@@ -20,6 +20,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import gaeanet
+from gaeanet.kernels.build import OWN, availability
 from gaeanet.optim.rates import StepRates
 from gaeanet.training.examples import Shard
 from gaeanet.training.learner import Learner
@@ -30,6 +31,9 @@ GROUPS = {
     "network": ("models/", "kernels/", "search/supernet.py"),
     "input": ("training/examples.py", "training/mixing.py", "data/images/transforms.py", "runtime/transfer.py"),
 }
+
+PASSES = 2 if availability() == OWN else 1
+"""Of the network that run code of ours: forward, and backward unless PyTorch's kernels compute it."""
 
 
 def file_of(code: CodeType) -> str | None:

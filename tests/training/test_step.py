@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from borders import entries
+from borders import PASSES, entries
 from steps import Trainee
 
 from gaeanet.config.experiment import Experiment, Hyperparameters
@@ -15,7 +15,7 @@ from gaeanet.optim.rates import Rates, Row
 from gaeanet.runtime.processes import Processes
 
 BATCH = 6
-ONE = {"network": 2, "training/objective.py": 1, "evaluation/meter.py": 1}
+ONE = {"network": PASSES, "training/objective.py": 1, "evaluation/meter.py": 1}
 """A micro-batch: forward and backward, loss, the sums of the log."""
 
 AVERAGE, MUON = {"optim/ema.py": 1}, {"optim/muon.py": 1}
