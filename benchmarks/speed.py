@@ -154,7 +154,11 @@ def our_step(hp: Hyperparameters) -> Callable[[Tensor, Tensor], None]:
     """A training step on uint8 images and labels, as a run makes it."""
     learner, objective = build_learner(hp, Processes()), Classification(hp)
     rates = Rates.constant(Row(0.01, 0.0, 1 - hp.ema_decay), learner.device)
-    return lambda images, labels: step(learner, images, labels, objective, rates)
+
+    def work(images: Tensor, labels: Tensor) -> None:
+        step(learner, objective.prepare(learner, images, labels), objective, rates.at(learner.updates))
+
+    return work
 
 
 def plain_step(hp: Hyperparameters) -> plain.Step:

@@ -1,4 +1,4 @@
-"""Times the stages of a training step inside the step itself, and measures its memory."""
+"""Times the stages of a training step where a run has them, and measures its memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from gaeanet.bench import memory
 from gaeanet.bench.timing import repeated, wait
 from gaeanet.config.experiment import Hyperparameters
 from gaeanet.optim.rates import Rates, Row
+from gaeanet.training.examples import Timer
 from gaeanet.training.learner import Learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.recorded import Stepper
-from gaeanet.training.step import Timer, step
+from gaeanet.training.step import step
 
 STEP = ("transfer", "forward", "backward", "optimizer")
 """The stages of a step; the last is all that remains: clipping, update, average, counters."""
@@ -147,11 +148,14 @@ class Steps:
             block = F.interpolate(block.float(), side).byte().contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(np.resize(self._labels, count)).long()
 
+        learner = self._learner
+
         def work(timer: Timer = nullcontext) -> None:
             if timer is nullcontext:
                 self._stepper.step(block, labels)
             else:
-                step(self._learner, block, labels, self._objective, self._rates, timer)
+                shard = self._objective.prepare(learner, block, labels, timer)
+                step(learner, shard, self._objective, self._rates.at(learner.updates), timer)
             wait(self._device)
 
         return work

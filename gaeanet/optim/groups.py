@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -71,9 +70,3 @@ def _by_layer(network: CellNetwork, layer_decay: float) -> list[Group]:
         Group([entry for entry in learning if depths[entry[0]] == level], layer_decay ** (last - level))
         for level in sorted(set(depths.values()))
     ]
-
-
-def evaluation_mode(parts: Sequence[nn.Module]) -> None:
-    """Puts frozen parts in evaluation mode: their batch norms keep their statistics."""
-    for part in parts:
-        part.eval()

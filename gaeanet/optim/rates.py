@@ -27,6 +27,14 @@ class Row(NamedTuple):
     average_weight: float = 0.0
 
 
+class StepRates(NamedTuple):
+    """A row on the device, 0-d each."""
+
+    learning_rate: Tensor
+    drop_path_rate: Tensor
+    average_weight: Tensor
+
+
 class Rates:
     """A window of the schedule on the device: the rows of the next updates.
 
@@ -55,8 +63,7 @@ class Rates:
         self._rows.copy_(torch.tensor(rows, dtype=self._rows.dtype), non_blocking=True)
         self._first.fill_(update)
 
-    def at(self, update: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Learning rate, drop-path rate and average weight of an update, 0-d each; `update` is 0-d, int64."""
+    def at(self, update: Tensor) -> StepRates:
+        """The rates of an update (0-d, int64)."""
         index = (update - self._first).clamp(0, self._window - 1)
-        rate, drop_path, weight = self._rows[index.view(1)].squeeze(0).unbind()
-        return rate, drop_path, weight
+        return StepRates(*self._rows[index.view(1)].squeeze(0).unbind())

@@ -90,8 +90,13 @@ class Architecture:
         return [*operations, *(torch.cat([group.softmax(0) for group in _by_node(logits)]) for logits in edges)]
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor], scale: float = 1.0) -> None:
-        """Moves the parameters by the loss's gradients with regard to them, at `scale` times the learning rate."""
+    def step(self, gradients: Sequence[Tensor], scale: float = 1.0) -> list[Tensor]:
+        """Moves the parameters by the loss's gradients with regard to them, at `scale` times the learning rate.
+
+        Returns:
+            A snapshot from before, with which `restore_unless` undoes the step.
+        """
+        before = self.snapshot()
         if self._adam is not None:
             for group in self._adam.param_groups:
                 group["lr"] = self._rate * scale
@@ -99,7 +104,7 @@ class Architecture:
                 parameter.grad = gradient
             self._adam.step()
             self._adam.zero_grad()
-            return
+            return before
         rate = self._rate * scale
         for parameter, gradient in zip(self.parameters, gradients):
             if parameter.dim() == 2:
@@ -107,6 +112,7 @@ class Architecture:
             else:
                 pairs = zip(_by_node(parameter), _by_node(gradient))
                 parameter.copy_(torch.cat([exponentiated_gradient(p, g, rate) for p, g in pairs]))
+        return before
 
     @torch.no_grad()
     def weights(self) -> Weights:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from gaeanet.data.images.transforms import normalize
 from gaeanet.evaluation.meter import Meter
 from gaeanet.runtime.transfer import to_device
 from gaeanet.search.architecture import Architecture, Mixture
+from gaeanet.training.examples import Shard, Timer, micro_batches, micro_slices
 from gaeanet.training.learner import Learner
-from gaeanet.training.objective import on_device
-from gaeanet.training.step import micro_batches
+from gaeanet.training.step import JointObjective
 
 Examples = tuple[Tensor, Tensor]
 """Images, uint8 (N, 3, H, W), and labels, int64 (N,)."""
 
 
-class SearchObjective:
+class SearchObjective(JointObjective):
     """The loss of a supernet; also updates the architecture, except during its warm-up.
 
     A step with a gradient that is not finite, of either, leaves everything as it was.
@@ -46,40 +49,36 @@ class SearchObjective:
         """Whether the architecture moves, and how fast."""
         return self.moves, self.rate_scale
 
-    def draw(self, learner: Learner, images: Tensor) -> Examples | tuple[()]:
-        """The examples for the architecture's step, on the device."""
-        if not self.moves or self.others is None:
-            return ()
-        others, labels = self.others
-        return to_device(others, learner.device), to_device(labels, learner.device)
+    def prepare(self, learner: Learner, images: Tensor, labels: Tensor, timer: Timer = nullcontext) -> Shard:
+        """Images and labels, and those for the architecture's step."""
+        others: list[Examples] = []
+        if self.moves and self.others is not None:
+            pixels, targets = (to_device(part, learner.device) for part in self.others)
+            others = [(pixels[micro], targets[micro]) for micro in micro_slices(len(targets), learner.micro_batch)]
+        return Shard(micro_batches(learner, images, labels, timer=timer), others)
 
-    def begin(self, learner: Learner, drawn: tuple[Tensor, ...]) -> Tensor | None:
-        """The architecture's step on what was drawn, and the mixture under which the weights learn."""
-        mixture, finite = self.architecture.mixture(), None
-        if self.moves and not drawn:
-            # The graph from parameters to mixture is used once, but each micro-batch frees its own graph.
-            self._graph = mixture
-            self._mixture = [part.detach().requires_grad_(part.requires_grad) for part in mixture]
-            return None
-        if drawn:
-            others, labels = drawn
-            gradients = self._gradients(learner, (others, labels))
+    def begin(self, learner: Learner, others: Sequence[Examples]) -> tuple[Tensor | None, tuple[Mixture]]:
+        """The architecture's step on the other examples, and the mixture under which the weights learn."""
+        finite = None
+        if others:
+            gradients = self._gradients(learner, others)
             finite = all_finite(gradients)
             _lower_scale(learner, finite)
-            self._before = self.architecture.snapshot()
-            self.architecture.step(gradients, self.rate_scale)
-            mixture = self.architecture.mixture()
-        self._mixture = [part.detach() for part in mixture]
-        return finite
+            self._before = self.architecture.step(gradients, self.rate_scale)
+        mixture = self.architecture.mixture()
+        if others or not self.moves:
+            return finite, ([part.detach() for part in mixture],)
+        # The graph from parameters to mixture is used once, but each micro-batch frees its own graph.
+        self._graph = mixture
+        self._mixture = [part.detach().requires_grad_(part.requires_grad) for part in mixture]
+        return finite, (self._mixture,)
 
-    def examples(self, learner: Learner, images: Tensor, labels: Tensor, micro: slice) -> Examples:
-        """Images and labels of a micro-batch on the device."""
-        return on_device(learner, images[micro], labels[micro])
-
-    def loss(self, learner: Learner, examples: tuple[Tensor, ...], sums: Tensor) -> Tensor:
-        """The sum of losses of the supernet under the mixture."""
-        images, labels = examples
-        return self._loss(learner, learner.forward, self._mixture, images, labels, sums)
+    def loss(self, outputs: Tensor, targets: tuple[Tensor, ...], sums: Tensor) -> Tensor:
+        """The sum of losses of the supernet."""
+        logits, (labels,) = outputs.float(), targets
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing, reduction="sum")
+        sums += Meter.sums_of(logits.detach(), labels, loss.detach()).to(sums)
+        return loss
 
     def snapshot(self) -> Callable[[], None]:
         """Copies the architecture; returns a function that restores it."""
@@ -97,21 +96,21 @@ class SearchObjective:
             local = torch.autograd.grad(moving, self.architecture.parameters, upstream)
             gradients = self._mean(learner, local)
             finite = finite & all_finite(gradients)
-            self._before = self.architecture.snapshot()
-            self.architecture.step(gradients, self.rate_scale)
+            self._before = self.architecture.step(gradients, self.rate_scale)
         self.architecture.restore_unless(finite, self._before)
         return finite
 
-    def _gradients(self, learner: Learner, examples: Examples) -> list[Tensor]:
-        """Gradients of the loss on `examples` with respect to the architecture alone."""
-        supernet, (images, labels) = learner.network, examples
+    def _gradients(self, learner: Learner, examples: Sequence[Examples]) -> list[Tensor]:
+        """Gradients of the loss on micro-batches with respect to the architecture alone."""
+        supernet = learner.network
         supernet.requires_grad_(False)  # the backward pass then skips the weights' gradients
         unused = torch.zeros_like(learner.meter.sums)
         total: list[Tensor] = []
         try:
-            for micro in micro_batches(len(labels), learner.micro_batch):
-                inputs, targets = on_device(learner, images[micro], labels[micro])
-                loss = self._loss(learner, supernet, self.architecture.mixture(), inputs, targets, unused)
+            for images, labels in examples:
+                with learner.autocast():
+                    logits = supernet(normalize(images), self.architecture.mixture())
+                loss = self.loss(logits, (labels,), unused)
                 scaled = learner.scaler.scale(loss * learner.loss_scale)
                 gradients = torch.autograd.grad(scaled, self.architecture.parameters)
                 total = [a + b for a, b in zip(total, gradients)] if total else list(gradients)
@@ -124,16 +123,13 @@ class SearchObjective:
         """The mean over the processes, unscaled."""
         scale = learner.scaler.scale(torch.ones((), device=learner.device))
         factor = 1 / (learner.processes.world_size * scale)
-        return [learner.processes.sum(gradient.clone()) * factor for gradient in gradients]
-
-    def _loss(
-        self, learner: Learner, network: nn.Module, mixture: Mixture, images: Tensor, labels: Tensor, sums: Tensor
-    ) -> Tensor:
-        with learner.autocast():
-            logits = network(images, mixture).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._smoothing, reduction="sum")
-        sums += Meter.sums_of(logits.detach(), labels, loss.detach()).to(sums)
-        return loss
+        means = []
+        for gradient in gradients:
+            total = gradient.clone()
+            if learner.processes.world_size > 1:
+                torch.distributed.all_reduce(total)
+            means.append(total * factor)
+        return means
 
 
 def all_finite(gradients: Sequence[Tensor]) -> Tensor:

@@ -24,6 +24,8 @@ class Buffers:
 
     Attributes:
         gradients: All gradients in one buffer, which processes add up in one exchange.
+        members: The network's parameters that learn.
+        gradient_views: Of `gradients`, the gradient of each of `members`.
         parameters: For each group what its optimizer sees: few flat parameters, whose gradients are in `gradients`.
         statistics: The network's batch-norm statistics, one flat buffer.
     """
@@ -31,16 +33,17 @@ class Buffers:
     def __init__(
         self, network: nn.Module, groups: Sequence[Group], average: WeightAverage | None, stacked: bool
     ) -> None:
-        self._members = [[parameter for _, parameter in group.parameters] for group in groups]
+        members = [[parameter for _, parameter in group.parameters] for group in groups]
+        self.members = [parameter for group in members for parameter in group]
         self._names = [[name for name, _ in group.parameters] for group in groups]
-        self._layouts = [Layout(members, stacked) for members in self._members]
-        weights = [layout.gather(members) for layout, members in zip(self._layouts, self._members)]
+        self._layouts = [Layout(group, stacked) for group in members]
+        weights = [layout.gather(group) for layout, group in zip(self._layouts, members)]
         self.gradients = torch.cat([layout.zeros() for layout in self._layouts])
         self._gradients = self.gradients.split([layout.elements for layout in self._layouts])
         self.parameters = [
             list(self._flat_parameters(*parts)) for parts in zip(self._layouts, weights, self._gradients)
         ]
-        self._gradient_views = [
+        self.gradient_views = [
             view for layout, buffer in zip(self._layouts, self._gradients) for view in layout.views(buffer)
         ]
 
@@ -81,14 +84,3 @@ class Buffers:
                 optimizer.state[parameter]["momentum_buffer"] = span.of(buffer)
             by_name.update(zip(names, layout.views(buffer)))
         return by_name
-
-    @torch.no_grad()
-    def gather_gradients(self) -> None:
-        """Copies the parameters' gradients into the buffer."""
-        gradients = []
-        for members in self._members:
-            for parameter in members:
-                assert parameter.grad is not None
-                gradients.append(parameter.grad)
-        self.gradients.zero_()  # the gaps too, which a clipped gradient that is not finite has made NaN
-        torch._foreach_copy_(self._gradient_views, gradients)

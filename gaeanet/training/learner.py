@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from gaeanet.models.build import build_network
 from gaeanet.models.fast import accelerate
 from gaeanet.models.network import CellNetwork
 from gaeanet.optim.ema import WeightAverage
-from gaeanet.optim.groups import Group, evaluation_mode, freeze, learning_groups
+from gaeanet.optim.groups import Group, freeze, learning_groups
 from gaeanet.optim.muon import Muon
 from gaeanet.runtime import devices
 from gaeanet.runtime.host import keep_freed_memory
@@ -44,8 +44,14 @@ class Learner:
         loss_scale: Factor that makes a sum of losses this process's contribution to their mean over the global batch.
         micro_batch: Most images of a micro-batch; None for all.
         buffers: The flat buffers that hold all of this on a GPU; None elsewhere.
+        autocast: Makes the context in which the network computes in this precision.
+        no_sync: Makes the context in which a backward pass exchanges no gradients with other processes.
         batches: Global batches processed.
         counts: Optimizer steps made; steps skipped for a gradient that was not finite, in all and in a row (int64).
+        updates: Optimizer steps made (0-d, a view of `counts`): the position in the schedule.
+        drop_path_rate: The network's, which a step sets; None where it has none.
+        updated: What the optimizer updates: the network's parameters, or flat ones.
+        statistics, statistics_before: The batch-norm statistics, and as they were before the last step.
         meter: Sums since the last training line, of this process.
     """
 
@@ -65,100 +71,27 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.device = self.processes.device
-        self.dtype = devices.DTYPES[self.precision]
+        dtype = devices.DTYPES[self.precision]
+        self.autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype is not torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.no_sync = self.forward.no_sync if isinstance(self.forward, DistributedDataParallel) else nullcontext
         self.counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+        self.updates = self.counts[0]
         self.batches = 0
         self.meter = Meter(self.device)
-        self._statistics = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         # Drop-path's rate is a buffer too, but none that a checkpoint keeps; the schedule sets it each step.
-        self._updated = list(self.network.parameters())
+        self.drop_path_rate = self.network.drop_path_rate if isinstance(self.network, CellNetwork) else None
+        self.updated = list(self.network.parameters())
+        self.statistics = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
         if self.buffers:
-            self._statistics = list(self.buffers.statistics)
-            self._updated = [parameter for group in self.buffers.parameters for parameter in group]
-        self._before = [buffer.clone() for buffer in self._statistics]
-
-    @property
-    def updates(self) -> Tensor:
-        """Optimizer steps made (0-d): the position in the schedule."""
-        return self.counts[0]
+            self.updated = [parameter for group in self.buffers.parameters for parameter in group]
+            self.statistics = list(self.buffers.statistics)
+        self.statistics_before = [statistic.clone() for statistic in self.statistics]
 
     @property
     def networks(self) -> dict[str, nn.Module]:
         """What a validation evaluates, by the prefix of its columns in the log: the network and its average."""
         return {"": self.network, **({"ema_": self.average.network} if self.average else {})}
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which the network computes."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
-
-    def gradient_exchange(self, *, is_last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between the processes once a step, with its last micro-batch."""
-        if isinstance(self.forward, DistributedDataParallel) and not is_last:
-            exchange: AbstractContextManager[Any] = self.forward.no_sync()
-            return exchange
-        return nullcontext()
-
-    def begin_step(self, drop_path_rate: Tensor) -> None:
-        """Training mode for all but what is frozen; no gradients; the batch-norm statistics are remembered."""
-        self.training_mode()
-        if isinstance(self.network, CellNetwork):
-            self.network.drop_path_rate.copy_(drop_path_rate)
-        torch._foreach_copy_(self._before, self._statistics)
-        self.network.zero_grad(set_to_none=True)
-
-    def training_mode(self) -> None:
-        """Sets training mode; batch norms of frozen parts keep their statistics."""
-        self.network.train()
-        evaluation_mode(self.frozen)
-
-    def exchange_gradients(self) -> None:
-        """Adds up the gradients of all processes; DistributedDataParallel has done so in the backward pass."""
-        self.gather_gradients()
-        self.add_up_gradients()
-
-    def gather_gradients(self) -> None:
-        """Copies the gradients into their flat buffer, where there is one."""
-        if self.buffers:
-            self.buffers.gather_gradients()
-
-    def add_up_gradients(self) -> None:
-        """Adds up the flat buffers of all processes, where there are such."""
-        if self.buffers:
-            self.processes.sum(self.buffers.gradients)
-
-    def clip_gradients(self) -> Tensor:
-        """Clips the gradient; returns whether its norm is a number (0-d bool)."""
-        self.scaler.unscale_(self.optimizer)  # a scaled gradient would be clipped thousands of times too hard
-        norm = torch.nn.utils.clip_grad_norm_(self._updated, self.max_norm)
-        finite: Tensor = norm < torch.inf
-        return finite
-
-    @torch.no_grad()
-    def update(self, finite: Tensor, rate: Tensor) -> None:
-        """Moves the weights where `finite` (0-d bool) is true; else undoes what the step did to batch norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
-        # PyTorch's protocol for steps that a device may skip: see torch.amp.GradScaler.step.
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.scaler.update()
-        for statistic, before in zip(self._statistics, self._before):
-            torch.where(finite, statistic, before, out=statistic)
-
-    def update_average(self, finite: Tensor, weight: Tensor) -> None:
-        """Updates the moving average of the weights."""
-        if self.average:
-            self.average.update(torch.where(finite, weight, 0.0).float())
-
-    @torch.no_grad()
-    def count(self, finite: Tensor, sums: Tensor) -> None:
-        """Adds a step to the counters, and its loss and accuracy to the meter."""
-        good = finite.long()
-        self.counts += torch.stack([good, 1 - good, torch.ones_like(good)])
-        self.counts[2] *= 1 - good
-        self.meter.sums += torch.where(finite, sums, 0.0)
 
     def broadcast_statistics(self) -> None:
         """Broadcasts the first process's batch-norm statistics to all, as the next training step would."""

@@ -9,7 +9,6 @@ the batch, which the epoch's order has shuffled: so the mixtures do not depend o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,21 +51,6 @@ class Mix:
     def weights(self) -> Tensor:
         """The weights of an image's own label and its partner's, float32 (2,)."""
         return torch.tensor([self.lam, 1.0 - self.lam])
-
-
-def mixed_loss(against: Callable[[Tensor], Tensor], labels: Tensor, weights: Tensor) -> Tensor:
-    """The loss against mixed labels (N, 2) of weights (2,), given the loss against labels (N,).
-
-    Cross-entropy, smoothed or not, is linear in its target: this is the cross-entropy against the mixed targets.
-    """
-    own, partners = labels.unbind(1)
-    return weights[0] * against(own) + weights[1] * against(partners)
-
-
-def larger(labels: Tensor, weights: Tensor) -> Tensor:
-    """The labels of greater weight, (N,), of mixed labels (N, 2)."""
-    own, partners = labels.unbind(1)
-    return torch.where(weights[0] >= weights[1], own, partners)
 
 
 class Mixing:

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from gaeanet.errors import reason
-from gaeanet.optim.rates import Rates
+from gaeanet.optim.rates import Rates, StepRates
 from gaeanet.training.acceleration import Way
+from gaeanet.training.examples import MicroBatch, Shard
 from gaeanet.training.learner import Learner
-from gaeanet.training.step import Examples, Objective, backward, examples_of, step, update
+from gaeanet.training.step import JointObjective, Objective, all_reduce, backward, step, update
 
 WARM_UP = 2
 """Steps before a recording: kernels are compiled, libraries loaded and workspaces allocated in the first."""
@@ -70,7 +71,8 @@ class Stepper:
                 self._recorder = None
                 learner.way = Way(f"{learner.way.text}; launched one by one instead: {error}")
                 messages = [f"steps cannot be recorded ({error}): from here on they are launched one by one"]
-        step(learner, images, labels, self._objective, self._rates)
+        shard = self._objective.prepare(learner, images, labels)
+        step(learner, shard, self._objective, self._rates.at(learner.updates))
         return messages
 
 
@@ -97,19 +99,19 @@ class Recorder:
             CannotRecord: The step could not be recorded; nothing has changed.
         """
         learner, objective = self._learner, self._objective
-        drawn = objective.draw(learner, images)
-        examples = [micro_batch for micro_batch, _ in examples_of(learner, images, labels, objective)]
-        given = [*drawn, *(tensor for micro_batch in examples for tensor in micro_batch)]
+        shard = objective.prepare(learner, images, labels)
+        shard = shard._replace(micro_batches=list(shard.micro_batches))
+        given = tensors_of(shard)
         key = (objective.fixed, *((tensor.shape, tensor.dtype) for tensor in given))
         if key not in self._recordings:
-            self._recordings[key] = self._record(drawn, examples)
+            self._recordings[key] = self._record(shard)
         recording = self._recordings[key]
         for tensor, value in zip(recording.inputs, given):
             tensor.copy_(value)
         first, *rest = recording.graphs
         first()
         for graph in rest:
-            learner.add_up_gradients()
+            all_reduce(learner)
             graph()
         learner.batches += 1
         self._wait()
@@ -122,30 +124,37 @@ class Recorder:
         if len(self._in_flight) > IN_FLIGHT:
             self._in_flight.pop(0).synchronize()
 
-    def _record(self, drawn: Examples, examples: list[Examples]) -> _Recording:
+    def _record(self, shard: Shard) -> _Recording:
         learner, objective, rates = self._learner, self._objective, self._rates
-        drawn = tuple(tensor.clone() for tensor in drawn)
-        examples = [tuple(tensor.clone() for tensor in micro_batch) for micro_batch in examples]
-        numbered = [(micro_batch, k == len(examples)) for k, micro_batch in enumerate(examples, 1)]
-        results: list[tuple[Tensor | None, Tensor]] = []
+        held = Shard(
+            [
+                MicroBatch(images.clone(), tuple(target.clone() for target in targets), is_last)
+                for images, targets, is_last in shard.micro_batches
+            ],
+            [(images.clone(), labels.clone()) for images, labels in shard.others],
+        )
+        results: list[tuple[StepRates, Tensor | None, Tensor]] = []
 
         def gradients() -> None:
-            results[:] = [backward(learner, drawn, numbered, objective, rates)]
-            learner.gather_gradients()
+            now = rates.at(learner.updates)  # results stay in the graphs' memory from the first part to the second
+            results[:] = [(now, *backward(learner, held, objective, now))]
 
         def moves() -> None:
-            update(learner, *results[0], objective, rates)
+            now, finite, sums = results[0]
+            update(learner, finite, sums, objective, now)
 
         def whole() -> None:
             gradients()
             moves()
 
-        restorers = learner.snapshot(), objective.snapshot()
+        restorers = [learner.snapshot()]
+        if isinstance(objective, JointObjective):
+            restorers.append(objective.snapshot())
         try:
             with torch.random.fork_rng([learner.device]), beside():
                 for _ in range(WARM_UP):
                     gradients()
-                    learner.add_up_gradients()
+                    all_reduce(learner)
                     moves()
             learner.network.zero_grad(set_to_none=True)  # their memory is not the graph's
             self._pool = self._pool or torch.cuda.graph_pool_handle()
@@ -156,7 +165,13 @@ class Recorder:
         finally:
             for restore in restorers:
                 restore()
-        return _Recording([*drawn, *(tensor for micro_batch in examples for tensor in micro_batch)], graphs)
+        return _Recording(tensors_of(held), graphs)
+
+
+def tensors_of(shard: Shard) -> list[Tensor]:
+    """All tensors of a shard, in one order."""
+    others = [tensor for examples in shard.others for tensor in examples]
+    return [*others, *(tensor for micro in shard.micro_batches for tensor in (micro.images, *micro.targets))]
 
 
 @contextmanager

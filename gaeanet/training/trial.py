@@ -109,7 +109,7 @@ def _moved(hp: Hyperparameters, learner: Learner, *, replayed: bool) -> Tensor:
         if replayed:
             recorder.step(images, labels)
         else:
-            step(learner, images, labels, objective, rates)
+            step(learner, objective.prepare(learner, images, labels), objective, rates.at(learner.updates))
     return _state(learner) - before
 
 

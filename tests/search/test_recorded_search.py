@@ -5,19 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
+from steps import searching
 from tape import Tape
 from torch import Tensor
 
-from gaeanet.config.experiment import Hyperparameters
-from gaeanet.optim.groups import Group
 from gaeanet.optim.rates import Rates, Row
-from gaeanet.runtime.processes import Processes
-from gaeanet.search.architecture import Architecture
-from gaeanet.search.job import build_supernet
-from gaeanet.search.objective import SearchObjective
-from gaeanet.training.learner import Learner, assemble
 from gaeanet.training.recorded import Recorder
 from gaeanet.training.step import step
 
@@ -28,15 +21,6 @@ def batch(seed: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, 3, (BATCH,), generator=generator)
-
-
-def searching(search: dict[str, Any]) -> tuple[Learner, SearchObjective]:
-    hp = Hyperparameters(**{**tiny.NET, "ema_decay": 0.0, "search": {"channel_divisor": 2, **search}})
-    processes = Processes()
-    supernet = build_supernet(hp).to(memory_format=torch.channels_last)
-    learner = assemble(supernet, [Group(list(supernet.named_parameters()))], hp, processes, "fp32", flat=True)
-    assert hp.search is not None
-    return learner, SearchObjective(Architecture(hp.search, processes.device), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +44,7 @@ def test_replayed_steps_are_those_that_are_launched(tape: Tape, search: dict[str
                 objective.others = batch(100 + number)
             torch.manual_seed(number)
             if learner is launched[0]:
-                step(learner, *batch(number), objective, rates)
+                step(learner, objective.prepare(learner, *batch(number)), objective, rates.at(learner.updates))
             else:
                 recorder.step(*batch(number))
     assert (tape.recorded, tape.replayed) == (3, 4)

@@ -243,8 +243,8 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
         examples = torch.randint(255, (4, 3, 32, 32), dtype=torch.uint8), torch.tensor([0, 1, 2, 0])
         objective, learner = job._objective, job.state.learner
         objective.others = None if search else examples
-        rates = Rates.constant(Row(0.1), torch.device("cpu"))
-        step(learner, *examples, objective, rates)
+        rates = Rates.constant(Row(0.1), torch.device("cpu")).at(learner.updates)
+        step(learner, objective.prepare(learner, *examples), objective, rates)
         before, _ = job.state.saved()
         before = {group: {k: v.clone() for k, v in tensors.items()} for group, tensors in before.items()}
         for broken in ("weights", "architecture"):
@@ -253,7 +253,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing(
                     patch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(torch.nan))
                 else:
                     patch.setattr(SearchObjective, "_mean", lambda self, _, found: [g * torch.nan for g in found])
-                step(learner, *examples, objective, rates)
+                step(learner, objective.prepare(learner, *examples), objective, rates)
             after, _ = job.state.saved()
             for group in ("architecture", "optimizer", "supernet"):
                 for name, value in before[group].items():

@@ -20,7 +20,6 @@ from gaeanet.artifacts.checkpoint import checkpoints, load
 from gaeanet.config.experiment import load_experiment
 from gaeanet.data.sources.open import open_source
 from gaeanet.runtime import devices
-from gaeanet.training.learner import Learner
 from gaeanet.training.objective import Classification
 from gaeanet.training.train import Training
 
@@ -33,15 +32,14 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Makes the loss of certain batches not a number."""
 
     def poison(batches: set[int], until_rate_scale: float = 0.0) -> None:
-        loss, step, scale = Classification.loss, Training.step, [1.0]
+        loss, step, broken = Classification.loss, Training.step, [False]
 
         def noted(job: Training, *arguments: Any) -> list[str]:
-            scale[0] = job.state.rate_scale
+            broken[0] = job.state.batches in batches and job.state.rate_scale > until_rate_scale
             return step(job, *arguments)
 
-        def bad(self: Classification, learner: Learner, *arguments: Any) -> torch.Tensor:
-            value = loss(self, learner, *arguments)
-            return value * math.nan if learner.batches in batches and scale[0] > until_rate_scale else value
+        def bad(self: Classification, *arguments: Any) -> torch.Tensor:
+            return loss(self, *arguments) * (math.nan if broken[0] else 1.0)
 
         monkeypatch.setattr(Training, "step", noted)
         monkeypatch.setattr(Classification, "loss", bad)

@@ -20,7 +20,8 @@ from gaeanet.config.experiment import Hyperparameters, experiment_from
 from gaeanet.data.sources.order import mix_seed
 from gaeanet.data.sources.synthetic import SyntheticSource
 from gaeanet.errors import RequestError
-from gaeanet.training.mixing import Mix, Mixing, cut, larger, mixed_loss
+from gaeanet.training.mixing import Mix, Mixing, cut
+from gaeanet.training.objective import larger, mixed_loss
 
 Write = Callable[..., Path]
 shares = st.floats(0, 1)
@@ -127,14 +128,23 @@ def test_parts_of_a_share_have_the_gradients_of_the_whole(
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
-def test_a_draw_is_of_the_position_and_no_process_has_one_of_its_own(examples: tuple[Tensor, Tensor]) -> None:
+def test_a_draw_is_of_the_position_and_no_process_has_one_of_its_own(
+    examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, draw = list[Mix | None](), Mixing.draw
+
+    def noted(self: Mixing, *arguments: int) -> Mix | None:
+        drawn.append(draw(self, *arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(Mixing, "draw", noted)
     state, other = (trained(global_batch_size=7, mixup_alpha=0.2, cutmix_alpha=1.0, seed=5) for _ in range(2))
     for k in range(3):
         for rank, one in enumerate((state, other)):
             torch.manual_seed(rank)  # as what the network draws
             one.step(*examples, 0.0, 0.0)
-        expected = Mixing(state.state.experiment.hyperparameters).draw(mix_seed(5, k), 32, 32)
-        assert state.objective._mix == other.objective._mix == expected
+        expected = draw(Mixing(state.state.experiment.hyperparameters), mix_seed(5, k), 32, 32)
+        assert drawn[-2:] == [expected, expected]
 
 
 def test_other_processes_mean_other_partners_and_that_is_said(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def both_ways(device: str, values: dict[str, Any], steps: list[tuple[int, int]])
         for one in (launched, replayed):
             torch.manual_seed(seed)
             if one is launched:
-                step(one.learner, images, labels, one.objective, rates[0])
+                shard = one.objective.prepare(one.learner, images, labels)
+                step(one.learner, shard, one.objective, rates[0].at(one.learner.updates))
             else:
                 recorder.step(images, labels)
     return launched, replayed
