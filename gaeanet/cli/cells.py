@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from gaeanet.runtime.imports import importing
 
 if TYPE_CHECKING:
     from gaeanet.config.experiment import Experiment
-    from gaeanet.runs.trials import Trial
+    from gaeanet.search.cell_trial import Train
 
 STARTS_ITSELF = "starts trainings itself"
 
@@ -119,9 +119,7 @@ def _directory(experiment: Experiment, command: str) -> Path:
 
 
 @contextmanager
-def _training(
-    arguments: argparse.Namespace, directory: Path
-) -> Iterator[Callable[[Sequence[Trial]], Iterator[tuple[Trial, float]]]]:
+def _training(arguments: argparse.Namespace, directory: Path) -> Iterator[Train]:
     """What trains the trials of a command, which owns the directory as long."""
     import torch
 
@@ -139,7 +137,9 @@ def _training(
     except OSError as error:
         raise RequestError(f"{directory}: cannot be made: {reason(error)}; name another with --run-dir") from None
     with owned(directory):
-        yield lambda trials: train_all(arguments.config, common, trials, directory, jobs, gpus)
+        yield lambda trials, before, after: train_all(
+            arguments.config, common, trials, directory, jobs, gpus, before=before, after=after
+        )
 
 
 def _print(text: str) -> None:

@@ -82,6 +82,9 @@ def train_all(
     jobs: int,
     gpus: int,
     admit: Callable[[Trial], bool] = lambda _: True,
+    *,
+    before: int = 0,
+    after: int = 0,
 ) -> Iterator[tuple[Trial, float]]:
     """Trains what has not been trained yet; yields each trial with its accuracy, those that are finished first.
 
@@ -92,6 +95,7 @@ def train_all(
         jobs: Most trials at a time. They share the cores, and take turns in the choice of a GPU.
         gpus: How many GPUs there are.
         admit: Called when a trial would start; one for which it is false is left out.
+        before, after: Epochs of trials that came before these, and will come after them, for the progress.
 
     Raises:
         RunError: A training failed; the others were stopped, with their state saved.
@@ -100,11 +104,11 @@ def train_all(
     known = {trial: trial.accuracy(directory) for trial in trials}
     yield from ((trial, accuracy) for trial, accuracy in known.items() if accuracy is not None)
     left = [trial for trial, accuracy in known.items() if accuracy is None]
-    total = sum(trial.epochs for trial in trials)
+    total = before + sum(trial.epochs for trial in trials) + after
     threads = str(max(1, usable_cores() // jobs))
     running: dict[subprocess.Popen[bytes], tuple[Trial, int]] = {}
     with WorkProgress(total, "epochs", 1) as progress, StopRequest() as stop:
-        progress.add(total - sum(trial.epochs for trial in left), earlier=True)
+        progress.add(total - after - sum(trial.epochs for trial in left), earlier=True)
         try:
             while left or running:
                 while left and len(running) < jobs:

@@ -11,8 +11,10 @@ from gaeanet.cells.genotype import Genotype
 from gaeanet.runs.trials import Trial
 from gaeanet.search.genotype_file import write_genotype
 
-Train = Callable[[Sequence[Trial]], Iterator[tuple[Trial, float]]]
-"""`runs.trials.train_all` for the trials of one directory: yields each with its accuracy."""
+Train = Callable[[Sequence[Trial], int, int], Iterator[tuple[Trial, float]]]
+"""`runs.trials.train_all` for the trials of one directory, with the epochs before and after them: yields each trial
+with its accuracy.
+"""
 
 
 def cell_trial(

@@ -67,7 +67,7 @@ def against_chance(
     others = [Entry(f"random-{number}", cell, hp.seed + number) for number, cell in enumerate(random, 1)]
     entries = {_trial(entry, hp, directory): entry for pair in zip_longest(mine, others) for entry in pair if entry}
     accuracies: dict[str, list[float]] = {}
-    for trial, accuracy in train(list(entries)):
+    for trial, accuracy in train(list(entries), 0, 0):
         entry = entries[trial]
         accuracies.setdefault(entry.name, []).append(accuracy)
         report(f"{trial.name}: top-1 {accuracy:.2f} %")

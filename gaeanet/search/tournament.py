@@ -101,12 +101,16 @@ def hold(
         "rungs": [list(rung) for rung in plan],
     }
     settle_on(request, directory)
-    taking_part = dict(cells)
+    taking_part, done = dict(cells), 0
+    in_all = sum(rung.cells * rung.epochs for rung in plan)
 
     def trained(number: int, names: Sequence[str]) -> dict[str, float]:
-        trials = {_trial(number, plan[number - 1], name, hp, directory, taking_part[name]): name for name in names}
+        nonlocal done
+        rung = plan[number - 1]
+        trials = {_trial(number, rung, name, hp, directory, taking_part[name]): name for name in names}
         accuracies = dict.fromkeys(names, 0.0)  # in this order, in whatever order they end
-        for trial, accuracy in train(list(trials)):
+        before, done = done, done + len(names) * rung.epochs
+        for trial, accuracy in train(list(trials), before, in_all - done):
             accuracies[trials[trial]] = accuracy
         return accuracies
 

@@ -66,7 +66,7 @@ def test_trainings_are_interleaved_and_those_that_are_there_stay(experiment_file
     experiment, found = load_experiment(experiment_file(seed=5)), read_genotype("gaea-imagenet")
     asked: list[list[Trial]] = []
 
-    def train(trials: Sequence[Trial]) -> Iterator[tuple[Trial, float]]:
+    def train(trials: Sequence[Trial], before: int, after: int) -> Iterator[tuple[Trial, float]]:
         asked.append(list(trials))
         yield from ((trial, 70.0 + len(trial.name) + number) for number, trial in enumerate(trials))
 

@@ -129,12 +129,13 @@ class Judge:
     """Stands in for trainings: a cell is as good as it has 5x5 convolutions, and longer training adds."""
 
     def __init__(self) -> None:
-        self.trained = list[Trial]()
+        self.trained, self.epochs = list[Trial](), list[tuple[int, int, int]]()
 
     def true(self, cell: Genotype) -> float:
         return 10.0 * sum(operation == "sep_conv_5x5" for operation, _ in (*cell.normal, *cell.reduce))
 
-    def __call__(self, trials: Sequence[Trial]) -> Iterator[tuple[Trial, float]]:
+    def __call__(self, trials: Sequence[Trial], before: int, after: int) -> Iterator[tuple[Trial, float]]:
+        self.epochs.append((before, sum(trial.epochs for trial in trials), after))
         for trial in reversed(trials):  # in whatever order they end
             self.trained.append(trial)
             genotype = next(change for change in trial.changes if change.startswith("hyperparameters.genotype="))
@@ -169,6 +170,9 @@ def test_cells_are_bred_from_the_best_so_far(experiment_file: Write, tmp_path: P
     assert max(cell["multiply_adds"] for cell in results["cells"].values()) <= 550e6
     bred = {name: top1 for name, top1 in results["rungs"][0]["top1"].items() if name.startswith("bred")}
     assert judge.true(winner) > max(judge.true(cell) for cell in cells.values())
+    # The progress is that of the whole: what comes before and after each portion adds up.
+    assert [before for before, _, _ in judge.epochs] == [0, *np.cumsum([epochs for _, epochs, _ in judge.epochs])[:-1]]
+    assert {sum(parts) for parts in judge.epochs} == {27 * 1 + 9 * 3 + 3 * 9}
     assert np.mean(list(bred.values())[-9:]) > np.mean(list(bred.values())[:9])
     assert hold(experiment, cells, tmp_path / "again", Judge(), lambda _: None, bred=19, most=550e6) == winner
     again = json.loads((tmp_path / "again" / "tournament.json").read_text())
