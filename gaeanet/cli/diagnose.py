@@ -9,6 +9,11 @@ from contextlib import contextmanager
 
 from gaeanet.errors import RunError, reason
 
+_LOST = "lost the other processes of this run: the message of the one that failed first says why"
+
+_OF_THE_OTHERS = ("DistNetworkError", "DistStoreError", "DistBackendError")
+"""Classes of torch.distributed, whose messages differ from release to release."""
+
 _HINTS = (
     (
         r"too many open files|ancdata",
@@ -30,7 +35,7 @@ _HINTS = (
     (
         r"connection (closed|reset) by peer|connection was likely closed|connection refused|\bgloo\b|\bnccl\b|"
         r"socket timeout|timed out waiting|wait timeout",
-        "lost the other processes of this run: the message of the one that failed first says why",
+        _LOST,
     ),
 )
 
@@ -45,6 +50,8 @@ def explained(error: Exception) -> RunError | None:
         for pattern, hint in _HINTS:
             if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):
                 return RunError(hint)
+        if type(error).__name__ in _OF_THE_OTHERS:
+            return RunError(_LOST)
     return None
 
 

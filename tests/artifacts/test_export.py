@@ -72,7 +72,7 @@ def test_field_report_56_onnx_of_a_torchrun_run_at_batch_1_and_3(
     result = gaeanet("export", torchrun_run.run, "net.onnx", "--format", "onnx", "--weights", kind)
     if torch.__version__ < ONNX_FROM:
         assert result.code == 2
-        assert result.err.endswith(f"this is {torch.__version__}: export with another, or take --format torch-export\n")
+        assert result.err.endswith(f"this is {torch.__version__}: use another, or --format torch-export\n")
         return
     assert result.code == 0, result.err
     assert f"onnx, {kind} weights" in result.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+import torch.distributed as dist
 
 from gaeanet.cli.diagnose import explained
 
@@ -26,6 +27,8 @@ from gaeanet.cli.diagnose import explained
             "failed first",
         ),
         (RuntimeError("wait timeout after 300000ms, keys: /gaeanet/token/1"), "failed first"),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), "failed first"),  # PyTorch 2.6's
+        (dist.DistStoreError("in words of some other release"), "failed first"),
         (OSError(errno.ENOSPC, "No space left on device", "/run/metrics.jsonl"), "/run/metrics.jsonl: no space left"),
     ],
 )
