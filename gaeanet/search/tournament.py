@@ -121,11 +121,8 @@ def hold(
         while len(accuracies) < rung.cells:
             report("  best so far: " + _listed(accuracies))
             known = {taking_part[name]: accuracy for name, accuracy in accuracies.items()}
-            rng = np.random.default_rng([hp.seed, len(accuracies)])
             size = min(-(-bred // GENERATIONS), rung.cells - len(accuracies))
-            litter = islice(breed(known, rng, lambda cell: most is None or cost_of(cell).multiply_adds <= most), size)
-            born = {f"bred-{count}": cell for count, cell in enumerate(litter, len(accuracies) + 1)}
-            taking_part |= born
+            taking_part |= (born := _bred(known, size, hp.seed, most))
             accuracies |= trained(number, list(born))
         left = best(accuracies, plan[number].cells if number < len(plan) else 1)
         results.append({"epochs": rung.epochs, "top1": accuracies})
@@ -144,6 +141,13 @@ def hold(
         directory / RESULTS, json.dumps({"winner": left[0], "rungs": results, "cells": listed}, indent=1) + "\n"
     )
     return winner
+
+
+def _bred(trained: Mapping[Genotype, float], count: int, seed: int, most: float | None) -> dict[str, Genotype]:
+    """The next `count` cells by name, bred from those trained so far."""
+    rng = np.random.default_rng([seed, len(trained)])
+    children = breed(trained, rng, lambda cell: most is None or cost_of(cell).multiply_adds <= most)
+    return {f"bred-{number}": cell for number, cell in enumerate(islice(children, count), len(trained) + 1)}
 
 
 def _listed(accuracies: Mapping[str, float]) -> str:
