@@ -78,7 +78,9 @@ def compare(arguments: argparse.Namespace) -> None:
     with importing(torch=True):
         from gaeanet.artifacts.directory import REPORT
         from gaeanet.search.chance import against_chance
+        from gaeanet.search.costs import check_in_space
 
+    check_in_space(found, arguments.genotype)
     directory = arguments.run_dir or _directory(experiment, "compare")
     with _training(arguments, directory) as train:
         result = against_chance(

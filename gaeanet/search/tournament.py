@@ -20,7 +20,7 @@ from gaeanet.runtime.files import is_directory, replace_text
 from gaeanet.search.breeding import breed
 from gaeanet.search.candidates import average_weights, candidates
 from gaeanet.search.cell_trial import Train, cell_trial
-from gaeanet.search.costs import cost_of
+from gaeanet.search.costs import check_in_space, cost_of
 from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.halving import Rung, best, rungs
 from gaeanet.search.random_cells import random_cells
@@ -43,7 +43,7 @@ def entrants(origins: Sequence[str], cells: int, seed: int, most: float | None) 
         most: Largest number of multiply-adds of a drawn cell's ImageNet network; None for no limit.
 
     Raises:
-        RequestError: Something named is neither, or there are more than `cells`.
+        RequestError: Something named is neither, or no cell of the search space, or there are more than `cells`.
     """
     named: dict[str, Genotype] = {}
     drawing = []
@@ -54,6 +54,7 @@ def entrants(origins: Sequence[str], cells: int, seed: int, most: float | None) 
             drawing.append(source)
         else:
             named[f"named-{number}"] = read_genotype(origin)
+            check_in_space(named[f"named-{number}"], origin)
     if len(named) > cells or cells < 2:
         raise RequestError(f"--cells {cells}: must be 2 or more, and at least the {len(named)} that are named")
     drawn = "drawn" if drawing else "random"

@@ -122,3 +122,6 @@ def test_wrong_requests(gaeanet: Run, experiment_file: Write, t3: Path) -> None:
         assert result.code == 2, options
         assert message in result.err
     assert "nowhere.json" in gaeanet("compare", "nowhere.json", file, "--data", t3).err
+    outside = gaeanet("compare", "nasnet-a", file, "--data", t3)
+    assert outside.code == 2
+    assert outside.err.startswith("gaeanet: nasnet-a: its normal cell has 5 nodes")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import Result
@@ -19,11 +20,14 @@ from gaeanet.artifacts.directory import METRICS
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
 from gaeanet.cells.space import CANDIDATES, CELLS, EDGES, INTO, CellWeights, Weights
+from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Experiment, load_experiment
 from gaeanet.errors import RequestError
+from gaeanet.models.counting import count
+from gaeanet.models.network import CellNetwork
 from gaeanet.runs.trials import Trial
 from gaeanet.search.candidates import average_weights, candidates
-from gaeanet.search.costs import cost_of
+from gaeanet.search.costs import check_in_space, cost_of
 from gaeanet.search.discretize import discretize
 from gaeanet.search.halving import ETA, rungs
 from gaeanet.search.random_cells import of_equal_cost, random_cells
@@ -61,6 +65,24 @@ def test_cells_of_equal_cost() -> None:
     cells = list(islice(of_equal_cost(wanted, lambda cell: cost_of(cell).multiply_adds, 0, 0.05), 5))
     assert len({wanted, *cells}) == 6
     assert all(abs(cost_of(cell).multiply_adds / cost - 1) <= 0.05 for cell in cells)
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_a_cell_has_a_cost_or_is_refused_by_name(name: str) -> None:
+    cell = read_genotype(name)
+    operations = {operation for operation, _ in (*cell.normal, *cell.reduce)}
+    if operations <= set(CANDIDATES) and len(cell.normal) == len(cell.reduce) == 8:
+        check_in_space(cell, name)
+        assert cost_of(cell).multiply_adds == counted_cost(cell)
+    else:
+        with pytest.raises(RequestError, match=f"^{name}: its .* cell has "):
+            check_in_space(cell, name)
+
+
+def counted_cost(cell: Genotype) -> int:
+    """Counted layer by layer, without the table."""
+    network = CellNetwork(1000, genotype=cell, init_channels=48, layers=14, device=torch.device("meta"))
+    return count(network, 224).multiply_adds
 
 
 def uneven(lean: float) -> Weights:
@@ -226,13 +248,14 @@ def test_wrong_requests(gaeanet: Run, experiment_file: Write, t3: Path) -> None:
         (["--cells", 5, "--bred", 4], "--bred 4: leaves less than 2 of 5 cells to breed from"),
         (["--jobs", -1], "--jobs -1: must be 1 or more"),
         (["--multiply-adds-limit", 0], "--multiply-adds-limit 0: millions, more than 0"),
-        (["nowhere.json"], "nowhere.json"),
+        (["nowhere.json"], "genotype 'nowhere.json': neither a file nor a known cell"),
+        (["amoebanet-a"], "amoebanet-a: its normal cell has "),
         (
             ["--set", "hyperparameters.search={channel_divisor: 2}", "--set", "hyperparameters.ema_decay=0"],
             "makes this a search",
         ),
     ):
-        result = gaeanet("tournament", file, "--data", t3, *options)
+        result = gaeanet("tournament", file, *options, "--data", t3)
         assert result.code == 2, options
         assert message in result.err
         assert len(result.err.splitlines()) == 1
