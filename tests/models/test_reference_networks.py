@@ -90,7 +90,7 @@ def marked(reference: dict[str, Any]) -> Any:
     return pytest.param(reference, id=reference["name"], marks=[pytest.mark.slow] * (reference["layers"] > 8))
 
 
-@pytest.mark.parametrize("reference", map(marked, REFERENCES))
+@pytest.mark.parametrize("reference", [marked(reference) for reference in REFERENCES])
 def test_law_5_a_reference_network_imported_gives_its_logits(
     gaeanet: Callable[..., Result], tmp_path: Path, reference: dict[str, Any]
 ) -> None:
