@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gaeanet.cells.genotype import Genotype
+from gaeanet.errors import RequestError
+
 CANDIDATES = (
     "none",
     "max_pool_3x3",
@@ -42,3 +45,24 @@ class CellWeights(NamedTuple):
 
 Weights = dict[str, CellWeights]
 """Of both cells, by their names in `CELLS`."""
+
+
+def check_in_space(genotype: Genotype, name: str) -> None:
+    """Refuses a cell that no search could find.
+
+    Args:
+        name: What the message calls it.
+
+    Raises:
+        RequestError: The cell has another number of nodes, another output or an operation that is no candidate.
+    """
+    for cell in CELLS:
+        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
+        operation = next((edge.operation for edge in edges if edge.operation not in CANDIDATES), None)
+        if operation is None and len(edges) == 2 * NODES and concat == CONCAT:
+            continue
+        what = f"the operation {operation}" if operation else f"{len(edges) // 2} nodes and the output {list(concat)}"
+        raise RequestError(
+            f"{name}: its {cell} cell has {what}: a cell of this search space has {NODES} nodes, all of them in its "
+            f"output, and operations among {', '.join(CANDIDATES[1:])}"
+        )

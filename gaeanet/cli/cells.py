@@ -36,17 +36,17 @@ def tournament(arguments: argparse.Namespace) -> None:
     if experiment.data.minival is None:
         arguments.set = [*arguments.set, f"data.minival={HELD_OUT:g}"]
         experiment = _experiment(arguments, "tournament")
-    _check_data(experiment)
     limit = arguments.multiply_adds_limit
     if limit is not None and not 0 < limit < float("inf"):
         raise RequestError(f"--multiply-adds-limit {limit:g}: millions, more than 0")
+    if arguments.bred and arguments.cells - arguments.bred < 2:
+        raise RequestError(f"--bred {arguments.bred}: leaves less than 2 of {arguments.cells} cells to breed from")
+    _check_data(experiment)
 
     with importing(torch=True):
         from gaeanet.artifacts.directory import GENOTYPE
         from gaeanet.search.tournament import entrants, hold
 
-    if arguments.bred and arguments.cells - arguments.bred < 2:
-        raise RequestError(f"--bred {arguments.bred}: leaves less than 2 of {arguments.cells} cells to breed from")
     most = limit * 1e6 if limit else None
     cells = entrants(arguments.candidates, arguments.cells - arguments.bred, experiment.hyperparameters.seed, most)
     directory = arguments.run_dir or _directory(experiment, "tournament")
@@ -70,17 +70,17 @@ def compare(arguments: argparse.Namespace) -> None:
     if not 0 < arguments.within < 1:
         raise RequestError(f"--within {arguments.within:g}: a fraction, more than 0 and less than 1")
     from gaeanet.cells.read import read_genotype
+    from gaeanet.cells.space import check_in_space
 
     found = read_genotype(arguments.genotype)
+    check_in_space(found, arguments.genotype)
     experiment = _experiment(arguments, "compare")
     _check_data(experiment)
 
     with importing(torch=True):
         from gaeanet.artifacts.directory import REPORT
         from gaeanet.search.chance import against_chance
-        from gaeanet.search.costs import check_in_space
 
-    check_in_space(found, arguments.genotype)
     directory = arguments.run_dir or _directory(experiment, "compare")
     with _training(arguments, directory) as train:
         result = against_chance(

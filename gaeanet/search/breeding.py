@@ -60,6 +60,7 @@ def _child(rng: np.random.Generator, parents: Sequence[Genotype]) -> Genotype:
     cells = {cell: list(getattr(first, cell)) for cell in CELLS}
     changed = cells[CELLS[int(rng.integers(len(CELLS)))]]
     number = int(rng.integers(len(changed)))
+    pair = slice(number & ~1, (number | 1) + 1)  # the edges into the same node
     operation, source = changed[number]
     node, other = number // 2 + 2, changed[number ^ 1].input
     others = [state for state in range(node) if state not in (source, other)]
@@ -69,8 +70,7 @@ def _child(rng: np.random.Generator, parents: Sequence[Genotype]) -> Genotype:
         candidates = [candidate for candidate in CANDIDATES[1:] if candidate != operation]
         operation = candidates[int(rng.integers(len(candidates)))]
     changed[number] = Edge(operation, source)
-    pair = sorted(changed[number & ~1 : (number | 1) + 1], key=lambda edge: edge.input)
-    changed[number & ~1 : (number | 1) + 1] = pair
+    changed[pair] = sorted(changed[pair], key=lambda edge: edge.input)
     return Genotype(tuple(cells["normal"]), CONCAT, tuple(cells["reduce"]), CONCAT)
 
 

@@ -17,7 +17,7 @@ from gaeanet.artifacts.directory import read_run
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES, INTO, CellWeights, Weights
 from gaeanet.errors import RequestError
-from gaeanet.search.costs import budget, cost_of
+from gaeanet.search.costs import budget, fits
 from gaeanet.search.discretize import discretize
 from gaeanet.search.random_cells import TRIES, distinct
 
@@ -69,7 +69,7 @@ def candidates(weights: Weights, seed: int, most: float | None = None) -> Iterat
 
     yield from distinct(
         draw,
-        lambda genotype: most is None or cost_of(genotype).multiply_adds <= most,
+        lambda genotype: fits(genotype, most),
         seen,
         lambda: f"{TRIES:,} draws from the search gave {len(seen)} cells within the limit: ask for fewer",
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gaeanet.cells.genotype import Genotype
-from gaeanet.runs.trials import Trial
+from gaeanet.runs.trials import Trial, settings
 from gaeanet.search.genotype_file import write_genotype
 
 Train = Callable[[Sequence[Trial], int, int], Iterator[tuple[Trial, float]]]
@@ -30,5 +29,4 @@ def cell_trial(
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_genotype(file, genotype, {})
-    values = {"genotype": str(file), **changes}
-    return Trial(name, tuple(f"hyperparameters.{key}={json.dumps(value)}" for key, value in values.items()), epochs)
+    return Trial(name, settings({"genotype": str(file), **changes}), epochs)

@@ -15,8 +15,7 @@ from torch import nn
 
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.operations import OPERATIONS
-from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES, NODES
-from gaeanet.errors import RequestError
+from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT, EDGES
 from gaeanet.models.counting import count, count_operation
 from gaeanet.models.network import CellNetwork
 from gaeanet.models.operations import build_operation
@@ -49,6 +48,11 @@ def cost_of(genotype: Genotype) -> Cost:
     return Cost(parameters, multiply_adds)
 
 
+def fits(genotype: Genotype, most: float | None) -> bool:
+    """Whether a genotype's multiply-adds are at most `most`; None is no limit."""
+    return most is None or cost_of(genotype).multiply_adds <= most
+
+
 def budget(millions: float | None) -> Budget | None:
     """The budget that `search.multiply_adds_limit` gives; None for none. Raises `RequestError` where no cell fits."""
     if millions is None:
@@ -65,27 +69,6 @@ def _of_pools() -> Cost:
     network = CellNetwork(1000, genotype=genotype, init_channels=CHANNELS, layers=LAYERS, device=torch.device("meta"))
     counts = count(network, SIZE)
     return Cost(counts.parameters, counts.multiply_adds)
-
-
-def check_in_space(genotype: Genotype, name: str) -> None:
-    """Refuses a cell that no search could find, for which there is no table of costs.
-
-    Args:
-        name: What the message calls it.
-
-    Raises:
-        RequestError: The cell has another number of nodes, another output or an operation that is no candidate.
-    """
-    for cell in CELLS:
-        edges, concat = getattr(genotype, cell), getattr(genotype, f"{cell}_concat")
-        operation = next((edge.operation for edge in edges if edge.operation not in CANDIDATES), None)
-        if operation is None and len(edges) == 2 * NODES and concat == CONCAT:
-            continue
-        what = f"the operation {operation}" if operation else f"{len(edges) // 2} nodes and the output {list(concat)}"
-        raise RequestError(
-            f"{name}: its {cell} cell has {what}: a cell of this search space has {NODES} nodes, all of them in its "
-            f"output, and operations among {', '.join(CANDIDATES[1:])}"
-        )
 
 
 @cache

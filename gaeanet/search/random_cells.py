@@ -9,7 +9,7 @@ import numpy as np
 from gaeanet.cells.genotype import Edge, Genotype
 from gaeanet.cells.space import CANDIDATES, CELLS, CONCAT
 from gaeanet.errors import RequestError
-from gaeanet.search.costs import cost_of
+from gaeanet.search.costs import cost_of, fits
 
 TRIES = 1_000_000
 
@@ -60,7 +60,7 @@ def random_cells(seed: int, most: float | None = None) -> Iterator[Genotype]:
     rng = np.random.default_rng(seed)
     return distinct(
         lambda: random_genotype(rng),
-        lambda genotype: most is None or cost_of(genotype).multiply_adds <= most,
+        lambda genotype: fits(genotype, most),
         set(),
         lambda: f"no further random cell has {(most or 0) / 1e6:g} M multiply-adds or less: raise the limit",
     )

@@ -13,6 +13,7 @@ from gaeanet import __version__
 from gaeanet.artifacts.directory import GENOTYPE
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
+from gaeanet.cells.space import check_in_space
 from gaeanet.config.experiment import Experiment, Hyperparameters
 from gaeanet.errors import RequestError, counted
 from gaeanet.runs.trials import Trial, settle_on
@@ -20,7 +21,7 @@ from gaeanet.runtime.files import is_directory, replace_text
 from gaeanet.search.breeding import breed
 from gaeanet.search.candidates import average_weights, candidates
 from gaeanet.search.cell_trial import Train, cell_trial
-from gaeanet.search.costs import check_in_space, cost_of
+from gaeanet.search.costs import cost_of, fits
 from gaeanet.search.genotype_file import write_genotype
 from gaeanet.search.halving import Rung, best, rungs
 from gaeanet.search.random_cells import random_cells
@@ -147,7 +148,7 @@ def hold(
 def _bred(trained: Mapping[Genotype, float], count: int, seed: int, most: float | None) -> dict[str, Genotype]:
     """The next `count` cells by name, bred from those trained so far."""
     rng = np.random.default_rng([seed, len(trained)])
-    children = breed(trained, rng, lambda cell: most is None or cost_of(cell).multiply_adds <= most)
+    children = breed(trained, rng, lambda cell: fits(cell, most))
     return {f"bred-{number}": cell for number, cell in enumerate(islice(children, count), len(trained) + 1)}
 
 

@@ -19,7 +19,7 @@ from tiny import Result
 from gaeanet.artifacts.directory import METRICS
 from gaeanet.cells.genotype import Genotype
 from gaeanet.cells.read import read_genotype
-from gaeanet.cells.space import CANDIDATES, CELLS, EDGES, INTO, CellWeights, Weights
+from gaeanet.cells.space import CANDIDATES, CELLS, EDGES, INTO, CellWeights, Weights, check_in_space
 from gaeanet.cells.zoo import ZOO
 from gaeanet.config.experiment import Experiment, load_experiment
 from gaeanet.errors import RequestError
@@ -27,7 +27,7 @@ from gaeanet.models.counting import count
 from gaeanet.models.network import CellNetwork
 from gaeanet.runs.trials import Trial
 from gaeanet.search.candidates import average_weights, candidates
-from gaeanet.search.costs import check_in_space, cost_of
+from gaeanet.search.costs import cost_of
 from gaeanet.search.discretize import discretize
 from gaeanet.search.halving import ETA, rungs
 from gaeanet.search.random_cells import of_equal_cost, random_cells
