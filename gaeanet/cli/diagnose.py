@@ -9,11 +9,6 @@ from contextlib import contextmanager
 
 from gaeanet.errors import RunError, reason
 
-_LOST = "lost the other processes of this run: the message of the one that failed first says why"
-
-_OF_THE_OTHERS = ("DistNetworkError", "DistStoreError", "DistBackendError")
-"""Classes of torch.distributed, whose messages differ from release to release."""
-
 _HINTS = (
     (
         r"too many open files|ancdata",
@@ -34,8 +29,8 @@ _HINTS = (
     ),
     (
         r"connection (closed|reset) by peer|connection was likely closed|connection refused|\bgloo\b|\bnccl\b|"
-        r"socket timeout|timed out waiting|wait timeout",
-        _LOST,
+        r"socket timeout|timed out waiting|wait timeout|^Dist(Network|Store|Backend)Error\b",
+        "lost the other processes of this run: the message of the one that failed first says why",
     ),
 )
 
@@ -47,11 +42,10 @@ def explained(error: Exception) -> RunError | None:
     if isinstance(error, OSError) and error.filename is not None:
         return RunError(f"{error.filename}: {reason(error)}; a run continues with --resume")
     if isinstance(error, (RuntimeError, OSError)):
+        text = f"{type(error).__name__}: {error}"  # torch.distributed words its messages otherwise in each release
         for pattern, hint in _HINTS:
-            if re.search(pattern, str(error), re.IGNORECASE | re.DOTALL):
+            if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
                 return RunError(hint)
-        if type(error).__name__ in _OF_THE_OTHERS:
-            return RunError(_LOST)
     return None
 
 
