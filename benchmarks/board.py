@@ -42,14 +42,13 @@ from trainings import (
     held_out_trial,
     proof_trial,
     result_of,
-    settings,
 )
 
 from gaeanet.config.experiment import OPERATIONAL, Experiment, load_experiment
 from gaeanet.data.sources.open import open_source
 from gaeanet.errors import GaeanetError, RequestError, Stopped, counted, reason
 from gaeanet.runs.lock import owned
-from gaeanet.runs.trials import Trial, settle_on
+from gaeanet.runs.trials import Trial, settings, settle_on
 from gaeanet.runtime.files import is_file, read_text, replace_text
 from gaeanet.runtime.host import usable_cores
 from gaeanet.runtime.progress import duration

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from standings import changed, ranking, spread, standing
-from trainings import VALIDATION, facts_in, held_out_scores, results_in, settings
+from trainings import VALIDATION, facts_in, held_out_scores, results_in
 
 from gaeanet.config.experiment import Experiment
 from gaeanet.report.describe import Subject, count_subject
+from gaeanet.runs.trials import settings
 from gaeanet.runtime.files import replace_text
 
 Recipes = Mapping[str, Mapping[str, Any]]

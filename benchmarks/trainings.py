@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from gaeanet.artifacts.directory import METRICS, read_log
-from gaeanet.runs.trials import Trial, train_all
+from gaeanet.runs.trials import Trial, last_validation, settings, train_all
 from gaeanet.runtime.files import read_text, replace_text
 from gaeanet.runtime.host import usable_cores
 
@@ -42,22 +41,17 @@ def _trial(path: str, changes: Mapping[str, Any], seed: int, epochs: int, miniva
     return Trial(path, (*settings({**changes, "seed": seed}), f"data.minival={json.dumps(minival)}"), epochs)
 
 
-def settings(changes: Mapping[str, Any]) -> list[str]:
-    """Changed hyperparameters as `--set` takes them."""
-    return [f"hyperparameters.{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
 def result_of(run: Path, epochs: int) -> tuple[float, float] | None:
     """Top-1 of a finished training: the score, and that of the raw weights; None before its end.
 
     The score is that of the averaged weights where there are any. It is never the better of the two, which would be
     a choice on the images that it is measured on.
     """
-    for line in reversed(read_log(run / METRICS)):
-        if line["kind"] == "validation" and line["epoch"] >= epochs:
-            raw = float(line["top1_accuracy"])
-            return float(line.get("ema_top1_accuracy", raw)), raw
-    return None
+    line = last_validation(run, epochs)
+    if line is None:
+        return None
+    raw = float(line["top1_accuracy"])
+    return float(line.get("ema_top1_accuracy", raw)), raw
 
 
 def results_in(directory: Path, epochs: int) -> dict[int, tuple[float, float]]:

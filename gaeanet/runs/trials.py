@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,19 @@ class Trial:
 
     def accuracy(self, directory: Path) -> float | None:
         """Top-1 of its last epoch in percent, of raw or averaged weights, whichever is higher; None before its end."""
-        for line in reversed(read_log(directory / self.name / METRICS)):
-            if line["kind"] == "validation" and line["epoch"] >= self.epochs:
-                return max(float(line[key]) for key in ("top1_accuracy", "ema_top1_accuracy") if key in line)
-        return None
+        line = last_validation(directory / self.name, self.epochs)
+        return max(float(line[key]) for key in ("top1_accuracy", "ema_top1_accuracy") if key in line) if line else None
+
+
+def last_validation(run: Path, epochs: int) -> dict[str, Any] | None:
+    """The validation line of a run's last epoch; None before the end of its `epochs`."""
+    lines = (line for line in reversed(read_log(run / METRICS)) if line["kind"] == "validation")
+    return next((line for line in lines if line["epoch"] >= epochs), None)
+
+
+def settings(hyperparameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """Changed hyperparameters as the `changes` of a trial."""
+    return tuple(f"hyperparameters.{key}={json.dumps(value)}" for key, value in hyperparameters.items())
 
 
 def settle_on(plan: dict[str, Any], directory: Path) -> None:
