@@ -56,10 +56,16 @@ def _strength(kept: CellWeights, weights: CellWeights) -> float:
     return float(np.log(np.maximum(values[chosen > 0], 1e-12)).sum())
 
 
+def ranked(values: Values) -> Values:
+    """The rank of each value from 1; equal ones share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Values = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    return ranks
+
+
 def spearman(a: Values, b: Values) -> float:
     """Rank correlation (Spearman 1904)."""
-    ranks = [np.argsort(np.argsort(values)).astype(float) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranked(a), ranked(b))[0, 1])
 
 
 def bootstrap_error(a: Values, b: Values, rounds: int = 2000) -> float:
